@@ -1,0 +1,1 @@
+"""Pipelines: order, retries, schedules and parameters; the command line."""

@@ -1,0 +1,1 @@
+"""Adapters to the outside, settings, and the wiring that chooses between them."""

@@ -1,0 +1,66 @@
+"""The only place where an adapter is chosen and built. Small and frozen, so that a worker can receive it."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from infra.settings import Settings, load_settings
+from tasks.domain.ports import Compute, TextEncoder, Validator, VectorIndex, Warehouse
+from tasks.domain.records import EventType
+
+if TYPE_CHECKING:
+    from tasks.domain.ports import Resources
+
+
+@dataclass(frozen=True)
+class LocalResources:
+    """Builds the adapters that the settings choose. Heavy libraries are imported when one is first opened."""
+
+    settings: Settings
+
+    @property
+    def home(self) -> Path:
+        """The folder that holds the state."""
+        return self.settings.home
+
+    @property
+    def event_types(self) -> Mapping[str, EventType]:
+        """Event types by name."""
+        return self.settings.all_event_types
+
+    def warehouse(self, *, read_only: bool = False) -> AbstractContextManager[Warehouse]:
+        """The DuckLake in ``home/warehouse``."""
+        from infra.ducklake_warehouse import open_warehouse
+
+        return open_warehouse(self.home / "warehouse", self.settings.warehouse, read_only=read_only)
+
+    def index(self) -> AbstractContextManager[VectorIndex]:
+        """Qdrant: a server, or local mode in ``home/index``."""
+        from infra.qdrant_index import open_index
+
+        return open_index(self.home / "index", self.settings.index)
+
+    def encoder(self) -> TextEncoder:
+        """The text encoder, loaded once per process."""
+        from infra.transformer_models import load_encoder
+
+        return load_encoder(self.settings.encoder, self.home / "models")
+
+    def compute(self) -> AbstractContextManager[Compute]:
+        """Dask workers."""
+        from infra.dask_runner import open_compute
+
+        return open_compute(self.settings.compute)
+
+    def validator(self) -> Validator:
+        """Great Expectations."""
+        from infra.expectations import ExpectationsValidator
+
+        return ExpectationsValidator(self.home / "data_docs")
+
+
+def build_resources(settings: Settings | None = None) -> "Resources":
+    """Resources for the given settings, or for those of the environment."""
+    return LocalResources(settings or load_settings())

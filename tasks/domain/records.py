@@ -1,0 +1,162 @@
+"""Records that cross module borders. They know nothing of how they are stored or shown."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+Severity = Literal["stop", "warn"]
+EventEffect = Literal["positive", "negative", "rating", "text", "ignored", "retraction"]
+SlateSource = Literal["profile", "text", "liked_items", "popular"]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What one stage did.
+
+    ``n_in`` and ``n_out`` count rows of the stage's own grain; ``location`` is a table, collection or path;
+    ``reused`` says that nothing had changed and the earlier output stands.
+    """
+
+    stage: str
+    n_in: int
+    n_out: int
+    location: str
+    seconds: float
+    version: str | None = None
+    reused: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class EventType:
+    """How one type of event enters learning.
+
+    ``positive`` and ``negative``: the user likes or dislikes the item with confidence ``weight``.
+    ``rating``: ``value >= threshold`` is positive with ``weight``, anything lower only marks the item as seen,
+    and ``value <= dislike_below`` (where given) is negative with ``weight``.
+    ``text``: no item is needed; ``text`` says what the user wants. ``ignored``: kept, but not learned from.
+    ``retraction``: takes back the event that has the same ``event_id``.
+    """
+
+    name: str
+    effect: EventEffect
+    weight: float = 1.0
+    threshold: float | None = None
+    dislike_below: float | None = None
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """The outcome of one expectation on one table.
+
+    ``observed`` and ``allowed`` are short texts for people; ``failed_rows`` are positions in the checked batch,
+    ``n_failed`` counts them (it may exceed ``len(failed_rows)``); ``advice`` says what to do next.
+    """
+
+    table: str
+    expectation: str
+    column: str | None
+    severity: Severity
+    passed: bool
+    observed: str
+    allowed: str
+    n_failed: int = 0
+    failed_rows: tuple[int, ...] = ()
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class ItemPayload:
+    """What is stored beside an item's vector, for filters and for showing it."""
+
+    item_id: str
+    title: str
+    categories: tuple[str, ...] = ()
+    available: bool = True
+
+
+@dataclass(frozen=True)
+class UserPayload:
+    """What is stored beside a user's query vector."""
+
+    user_id: str
+    n_history: int
+    alpha: float
+    beta: float
+    as_of_snapshot: int
+
+
+@dataclass(frozen=True)
+class IndexFilter:
+    """Restricts a search: an item must be available, must have any of ``categories`` (when given), and must not
+    be one of ``exclude_items``."""
+
+    categories: tuple[str, ...] = ()
+    exclude_items: frozenset[str] = frozenset()
+    only_available: bool = True
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer of the index: an item and the dot product of its vector with the query."""
+
+    item_id: str
+    score: float
+    payload: ItemPayload
+
+
+@dataclass(frozen=True)
+class Because:
+    """One reason of a score: a history item or a text of the user, and its share of the score (it may be
+    negative). The shares of all reasons, known and unnamed, add up to the part they explain."""
+
+    kind: Literal["item", "text"]
+    label: str
+    share: float
+    item_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One item of a slate. ``text_part + factors_part + prior_part == score`` to 1e-4."""
+
+    item_id: str
+    title: str
+    rank: int
+    score: float
+    text_part: float
+    factors_part: float
+    prior_part: float
+    because: tuple[Because, ...] = ()
+
+
+@dataclass(frozen=True)
+class Slate:
+    """The final ordered list for one request; ranks start at 1, items are distinct."""
+
+    version: str
+    source: SlateSource
+    alpha: float
+    beta: float
+    items: tuple[Recommendation, ...]
+    user_id: str | None = None
+    n_history: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class NearlineRun:
+    """What one refresh did. ``lag`` is from an event's arrival in the warehouse to its profile being served."""
+
+    version: str
+    from_snapshot: int
+    to_snapshot: int
+    n_events: int
+    n_users: int
+    n_missing_texts: int
+    started_at: datetime
+    finished_at: datetime
+    lag_p50_seconds: float | None = None
+    lag_p95_seconds: float | None = None
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""SQL models, their contracts, and the catalog that reads them."""
