@@ -209,8 +209,7 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         lines = [
-            f"  {'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})"
-            for e in error.errors()
+            f"  {'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})" for e in error.errors()
         ]
         raise SettingsError(
             f"The settings could not be read from the environment and {_settings_file()}:\n"

@@ -58,9 +58,7 @@ def contracts() -> dict[str, Contract]:
         folder = files("warehouse") / "models" / layer
         for entry in sorted(folder.iterdir(), key=lambda e: e.name):
             if entry.name.endswith(".yml"):
-                found[entry.name.removesuffix(".yml")] = _parse(
-                    entry.name, layer, yaml.safe_load(entry.read_text())
-                )
+                found[entry.name.removesuffix(".yml")] = _parse(entry.name, layer, yaml.safe_load(entry.read_text()))
     return found
 
 
