@@ -7,7 +7,7 @@ from typing import Literal
 
 Severity = Literal["stop", "warn"]
 EventEffect = Literal["positive", "negative", "rating", "text", "ignored", "retraction"]
-SlateSource = Literal["profile", "text", "liked_items", "popular"]
+SlateSource = Literal["profile", "text", "liked_items", "popular", "similar_item"]
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,17 @@ class Hit:
 
 @dataclass(frozen=True)
 class Because:
-    """One reason of a score: a history item or a text of the user, and its share of the score (it may be
-    negative). The shares of all reasons, known and unnamed, add up to the part they explain."""
+    """One reason of a score: a history item, a text of the user, or the rest of them taken together.
 
-    kind: Literal["item", "text"]
+    ``contribution`` is what it adds to the score and ``share`` is that over the size of the score; both may be
+    negative. Over all reasons of an explained item, contributions add up to ``text_part + factors_part``.
+    """
+
+    kind: Literal["item", "text", "rest"]
     label: str
     share: float
     item_id: str | None = None
+    contribution: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -160,3 +164,4 @@ class NearlineRun:
     lag_p50_seconds: float | None = None
     lag_p95_seconds: float | None = None
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
