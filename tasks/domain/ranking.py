@@ -1,0 +1,83 @@
+"""Orders items by score: exact, deterministic, without what a user must not be shown.
+
+It knows nothing of how scores are made or where slates go.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.domain.errors import InputError
+
+Floats = npt.NDArray[np.float32]
+MAX_SLATE = 500
+
+
+class TopItems(NamedTuple):
+    """The best items of each user, best first.
+
+    ``rows`` (n_users, k) int64 are columns of the scores, -1 where a user has fewer than ``k`` items to be shown;
+    ``scores`` (n_users, k) float32, minus infinity there.
+    """
+
+    rows: npt.NDArray[np.int64]
+    scores: Floats
+
+
+def check_slate_length(k: int) -> None:
+    """Raises InputError unless 1 <= k <= 500."""
+    if not 1 <= k <= MAX_SLATE:
+        raise InputError(f"A slate of {k} items was asked for; k must be from 1 to {MAX_SLATE}. Ask with another k.")
+
+
+def top_items(scores: Floats, k: int, blocked: npt.NDArray[np.bool_]) -> TopItems:
+    """The ``k`` highest scores of each row.
+
+    ``scores`` (n_users, n_items) float32 without NaN, ``blocked`` (n_users, n_items): True is never shown. Equal
+    scores are ordered by column, so columns that are sorted by id give the same slate every time.
+    """
+    n_users, n_items = scores.shape
+    n_kept = min(k, n_items)
+    open_scores = np.where(blocked, -np.inf, scores).astype(np.float32)
+    rows = np.full((n_users, k), -1, np.int64)
+    best = np.full((n_users, k), -np.inf, np.float32)
+    if n_users and n_kept:
+        user, item = _candidates(open_scores, n_kept)
+        rank = _ranks(user, n_users)
+        head = rank < n_kept
+        rows[user[head], rank[head]] = item[head]
+        best[user[head], rank[head]] = open_scores[user[head], item[head]]
+    return TopItems(rows, best)
+
+
+def _candidates(scores: Floats, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Users and items at or above each user's k-th score, by user, then falling score, then item."""
+    n_items = scores.shape[1]
+    kth = np.partition(scores, n_items - k, axis=1)[:, n_items - k]
+    user, item = np.nonzero((scores >= kth[:, None]) & (scores > -np.inf))
+    order = np.lexsort((item, -scores[user, item], user))
+    return user[order], item[order]
+
+
+def _ranks(user: npt.NDArray[np.int64], n_users: int) -> npt.NDArray[np.int64]:
+    """Position of each entry within its user, from 0; ``user`` ascends."""
+    starts = np.searchsorted(user, np.arange(n_users))
+    return np.arange(len(user)) - starts[user]
+
+
+def mean_block_cosine(query: Floats, items: Floats, text_width: int) -> tuple[Floats, Floats]:
+    """How alike items are to one item, block by block.
+
+    ``query`` (width,) and ``items`` (n, width) are stored item vectors. Returns the shares of the text and the factor
+    block, each (n,) float32; their sum is the mean of the cosines of the blocks. A block that is zero in ``query``
+    counts nothing and the other one counts whole.
+    """
+    cosines = []
+    for block in (slice(0, text_width), slice(text_width, -1)):
+        norms = np.linalg.norm(items[:, block], axis=1) * np.linalg.norm(query[block])
+        products = items[:, block] @ query[block]
+        cosines.append(np.divide(products, norms, out=np.zeros_like(products), where=norms > 0))
+    has_text, has_factors = bool(query[:text_width].any()), bool(query[text_width:-1].any())
+    weight = np.float32(1 / max(1, has_text + has_factors))
+    return weight * cosines[0], weight * cosines[1]
