@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.settings import Settings, load_settings
+from tasks.domain.factors import FactorParameters
 from tasks.domain.ports import Compute, TextEncoder, Validator, VectorIndex, Warehouse
 from tasks.domain.records import EventType
 
@@ -30,6 +31,21 @@ class LocalResources:
         """Event types by name."""
         return self.settings.all_event_types
 
+    @property
+    def interaction_half_life_days(self) -> float:
+        """Days after which an event weighs half, measured back from the user's newest event."""
+        return self.settings.interaction_half_life_days
+
+    @property
+    def factor_parameters(self) -> FactorParameters:
+        """Parameters of the factor model: the engine's defaults where the settings are empty."""
+        return FactorParameters(**self.settings.factors.model_dump(exclude_none=True))
+
+    @property
+    def partition_items(self) -> int:
+        """Texts in one unit of embedding work."""
+        return self.settings.encoder.partition_items
+
     def warehouse(self, *, read_only: bool = False) -> AbstractContextManager[Warehouse]:
         """The DuckLake in ``home/warehouse``."""
         from infra.ducklake_warehouse import open_warehouse
@@ -46,7 +62,7 @@ class LocalResources:
         """The text encoder, loaded once per process."""
         from infra.transformer_models import load_encoder
 
-        return load_encoder(self.settings.encoder, self.home / "models")
+        return load_encoder(self.settings.encoder, self.settings.cache)
 
     def compute(self) -> AbstractContextManager[Compute]:
         """Dask workers."""

@@ -160,6 +160,9 @@ class Settings(BaseSettings):
 
     home: Path = Path("var")
     """Folder that holds the state: warehouse, vectors, models, reports, Prefect's own database."""
+    cache: Path = Field(default_factory=lambda: _user_cache() / "nearline")
+    """Folder for what is fetched once and checked by hash: wheels, language models, demo data. It may be shared by
+    several homes and can be deleted at any time. Empty: ``nearline`` in the user's cache folder."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least important log line that is written."""
     interaction_half_life_days: float = Field(default=3650.0, gt=0)
@@ -179,10 +182,10 @@ class Settings(BaseSettings):
     event_types: dict[str, EventTypeSettings] = Field(default_factory=dict)
     """Event types by name; they are added to the default ones, and replace those of the same name."""
 
-    @field_validator("home")
+    @field_validator("home", "cache")
     @classmethod
-    def _absolute(cls, home: Path) -> Path:
-        return home.expanduser().absolute()
+    def _absolute(cls, folder: Path) -> Path:
+        return folder.expanduser().absolute()
 
     @property
     def all_event_types(self) -> dict[str, EventType]:
@@ -222,3 +225,7 @@ def _settings_file() -> Path:
     home = Path(os.environ.get("NEARLINE_HOME", "var")).expanduser()
     in_home = home / SETTINGS_FILE
     return in_home if in_home.exists() else Path(SETTINGS_FILE)
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")

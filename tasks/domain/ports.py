@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tasks.domain.factors import FactorParameters
 from tasks.domain.records import CheckResult, EventType, Hit, IndexFilter, ItemPayload, UserPayload
 from warehouse.catalog import Contract
 
@@ -156,6 +157,10 @@ class Resources(Protocol):
     def event_types(self) -> Mapping[str, EventType]:
         """Event types by name."""
 
+    @property
+    def partition_items(self) -> int:
+        """Texts in one unit of embedding work."""
+
     def warehouse(self, *, read_only: bool = False) -> AbstractContextManager[Warehouse]:
         """The warehouse, its tables created on the first use."""
 
@@ -163,7 +168,8 @@ class Resources(Protocol):
         """The vector index. Raises IndexUnavailableError."""
 
     def encoder(self) -> TextEncoder:
-        """The text encoder; loaded once per process. Raises ModelMissingError."""
+        """The text encoder. Asking for it is cheap: its weights are loaded at the first ``encode``, once per process.
+        Raises ModelMissingError."""
 
     def compute(self) -> AbstractContextManager[Compute]:
         """Workers for one fan-out."""
