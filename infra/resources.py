@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.settings import Settings, load_settings
-from tasks.domain.factors import FactorParameters
 from tasks.domain.ports import Compute, TextEncoder, Validator, VectorIndex, Warehouse
 from tasks.domain.records import EventType
 
 if TYPE_CHECKING:
+    from tasks.domain.factors import FactorParameters
     from tasks.domain.ports import Resources
 
 
@@ -37,8 +37,10 @@ class LocalResources:
         return self.settings.interaction_half_life_days
 
     @property
-    def factor_parameters(self) -> FactorParameters:
+    def factor_parameters(self) -> "FactorParameters":
         """Parameters of the factor model: the engine's defaults where the settings are empty."""
+        from tasks.domain.factors import FactorParameters
+
         return FactorParameters(**self.settings.factors.model_dump(exclude_none=True))
 
     @property

@@ -1,15 +1,28 @@
 """Loads a model version and histories from the warehouse. It knows nothing of Prefect, the index or the encoder."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy import sparse
+
+from tasks.domain.errors import NotFoundError
 from tasks.domain.ports import Warehouse
 from tasks.domain.profiles import Histories, ItemSpace, Profiles, Recipe
+from tasks.domain.records import EventType
+from tasks.domain.vectors import matrix_from_lists
+from warehouse.catalog import model_sql, query_sql
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One row of ``model_versions``, with what is needed to serve it."""
+    """One row of ``model_versions``, with what is needed to serve it. ``text_map`` is (text_width, n_factors)."""
 
     version: str
     state: str
@@ -19,17 +32,84 @@ class ModelVersion:
     n_factors: int
     training_snapshot: int
     recipe: Recipe
-    text_map: "Floats | None"  # (text_width, n_factors)
+    text_map: Floats
 
 
 def load_version(warehouse: Warehouse, version: str) -> ModelVersion:
     """Raises NotFoundError with the versions there are."""
-    raise NotImplementedError
+    rows = warehouse.read(query_sql("model_version"), {"version": version}).to_pylist()
+    if not rows:
+        known = warehouse.read(query_sql("model_version_names"))["version"].to_pylist()
+        raise NotFoundError(
+            f"Model version {version!r} does not exist. Known: {', '.join(known) or 'none'}."
+            " Run the daily batch to train one."
+        )
+    row = rows[0]
+    shape = (row["text_width"], row["n_factors"])
+    text_map = np.zeros(shape) if row["text_map"] is None else np.array(row["text_map"]).reshape(shape)
+    return ModelVersion(
+        version=version,
+        state=row["state"],
+        encoder_id=row["encoder_id"],
+        template_version=row["template_version"],
+        text_width=row["text_width"],
+        n_factors=row["n_factors"],
+        training_snapshot=row["training_snapshot"],
+        recipe=Recipe.from_json(row["recipe"], row["fusion"]),
+        text_map=text_map.astype(np.float32),
+    )
 
 
 def load_item_space(warehouse: Warehouse, version: str) -> ItemSpace:
-    """Items of a version: factors and prior from ``item_factors``, text from ``item_embeddings`` by content hash."""
-    raise NotImplementedError
+    """Items of a version: factors and prior from ``item_factors``, text from ``item_embeddings`` by content hash.
+
+    Raises NotFoundError for an unknown version.
+    """
+    model = load_version(warehouse, version)
+    rows = warehouse.read(query_sql("items_of_version"), {"version": version})
+    return ItemSpace(
+        item_ids=tuple(rows["item_id"].to_pylist()),
+        text=_text_rows(rows["embedding"], model.text_width),
+        factors=matrix_from_lists(rows["factors"], model.n_factors),
+        prior=rows["prior"].to_numpy().astype(np.float32),
+        text_map=model.text_map,
+    )
+
+
+class HistoryRows(NamedTuple):
+    """What users did up to one snapshot, as tables: ``fct_interactions`` and ``int_user_texts``."""
+
+    interactions: pa.Table
+    texts: pa.Table
+
+
+def load_history_rows(
+    warehouse: Warehouse,
+    event_types: Iterable[EventType],
+    half_life_days: float,
+    snapshot: int,
+    user_ids: Sequence[str] | None = None,
+) -> HistoryRows:
+    """Run the SQL models over ``raw_events`` AT ``snapshot``, for the given (or all) users.
+
+    Batch and refresh share this: only the rows that go in differ. A user's rows come with every other row of the same
+    events, so that a correction or a retraction acts however it was sent.
+    """
+    with warehouse.at(snapshot) as past:
+        if user_ids is None:
+            shadows: dict[str, pa.Table] = {}
+        else:
+            wanted = pa.table({"user_id": pa.array(sorted(set(user_ids)), pa.string())})
+            shadows = {"raw_events": past.read(query_sql("raw_events_of_users"), shadows={"wanted_users": wanted})}
+        shadows["event_types"] = event_type_rows(event_types)
+        shadows["stg_events"] = past.read(model_sql("stg_events"), shadows=shadows)
+        parameters = {"half_life_days": half_life_days}
+        interactions = past.read(model_sql("fct_interactions"), parameters, shadows)
+        texts = past.read(model_sql("int_user_texts"), shadows=shadows)
+    if user_ids is not None:
+        chosen = pa.array(sorted(set(user_ids)), pa.string())
+        interactions, texts = (_only_users(table, chosen) for table in (interactions, texts))
+    return HistoryRows(interactions, texts)
 
 
 def load_histories(
@@ -41,12 +121,147 @@ def load_histories(
 ) -> tuple[Histories, int]:
     """Histories of the given (or all) users from ``raw_events`` AT ``snapshot``, through the same SQL as the batch.
 
-    Returns them with the number of user texts that have no embedding yet (they are left out). Interactions with
-    items that the version does not know are left out.
+    Event types and half-life are those that the version was trained with. Returns the histories, in the order of
+    ``user_ids`` (all users: everyone with an event, by id), with the number of user texts that have no embedding yet
+    (they are left out). Interactions with items that the version does not know are left out.
     """
-    raise NotImplementedError
+    recipe = version.recipe
+    rows = load_history_rows(warehouse, recipe.event_types, recipe.interaction_half_life_days, snapshot, user_ids)
+    embeddings = load_text_embeddings(warehouse, rows.texts["content_hash"], version.encoder_id, version.text_width)
+    if user_ids is None:
+        seen = set(rows.interactions["user_id"].to_pylist()) | set(rows.texts["user_id"].to_pylist())
+        user_ids = sorted(seen)
+    return build_histories(rows, items.item_ids, user_ids, embeddings, version.text_width)
+
+
+def build_histories(
+    rows: HistoryRows,
+    item_ids: Sequence[str],
+    user_ids: Sequence[str],
+    embeddings: dict[str, Floats],
+    text_width: int,
+) -> tuple[Histories, int]:
+    """Histories over the columns ``item_ids``, one row for each of ``user_ids``; texts without an embedding in
+    ``embeddings`` (by content hash) are counted and left out."""
+    shape = (len(user_ids), len(item_ids))
+    table = rows.interactions
+    user = _positions(table["user_id"], user_ids)
+    item = _positions(table["item_id"], item_ids)
+    known = np.flatnonzero((user >= 0) & (item >= 0))
+    user, item = user[known], item[known]
+    last_at = table["last_at"].cast(pa.int64()).to_numpy()[known]
+    weight = table["weight"].to_numpy()[known].astype(np.float32)
+    ages = _ages(user, last_at, item)
+    order = np.lexsort((item, user))
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=shape[0]))])
+    interactions = sparse.csr_matrix((weight[order], item[order], indptr), shape=shape)
+    texts, missing = _texts(rows.texts, user_ids, embeddings, text_width)
+    return Histories(
+        user_ids=tuple(user_ids),
+        interactions=interactions,
+        ages=sparse.csr_matrix((ages[order], interactions.indices, interactions.indptr), shape=shape),
+        texts=texts.vectors,
+        text_user=texts.user,
+        text_weight=texts.weight,
+        text_age=_newer_interactions(texts, user, last_at),
+    ), missing
 
 
 def load_profiles(warehouse: Warehouse, version: str, user_ids: Sequence[str] | None = None) -> Profiles:
-    """Stored profiles of the given (or all) users."""
-    raise NotImplementedError
+    """Stored profiles of the given (or all) users, sorted by id; users without one are left out."""
+    model = load_version(warehouse, version)
+    if user_ids is None:
+        rows = warehouse.read(query_sql("profiles_of_version"), {"version": version})
+    else:
+        wanted = pa.table({"user_id": pa.array(sorted(set(user_ids)), pa.string())})
+        rows = warehouse.read(query_sql("profiles_of_users"), {"version": version}, {"wanted_users": wanted})
+    return Profiles(
+        user_ids=tuple(rows["user_id"].to_pylist()),
+        text=matrix_from_lists(rows["text_embedding"], model.text_width),
+        factors=matrix_from_lists(rows["factors"], model.n_factors),
+        n_history=rows["n_history"].to_numpy().astype(np.int64),
+        alpha=rows["alpha"].to_numpy().astype(np.float32),
+        beta=rows["beta"].to_numpy().astype(np.float32),
+        drift=rows["drift"].to_numpy().astype(np.float32),
+    )
+
+
+def load_text_embeddings(
+    warehouse: Warehouse, content_hashes: pa.ChunkedArray, encoder_id: str, width: int
+) -> dict[str, Floats]:
+    """Embeddings (width,) of user texts by content hash; texts that are not embedded yet are left out."""
+    wanted = pa.table({"content_hash": content_hashes.unique()})
+    rows = warehouse.read(query_sql("text_embeddings_of"), {"encoder_id": encoder_id}, {"wanted_texts": wanted})
+    vectors = matrix_from_lists(rows["embedding"], width)
+    return dict(zip(rows["content_hash"].to_pylist(), vectors, strict=True))
+
+
+def event_type_rows(event_types: Iterable[EventType]) -> pa.Table:
+    """The table ``event_types`` that the SQL models read: name, effect, weight, threshold, dislike_below."""
+    schema = pa.schema(
+        [
+            ("name", pa.string()),
+            ("effect", pa.string()),
+            ("weight", pa.float64()),
+            ("threshold", pa.float64()),
+            ("dislike_below", pa.float64()),
+        ]
+    )
+    return pa.Table.from_pylist([asdict(event_type) for event_type in event_types], schema=schema)
+
+
+class _Texts(NamedTuple):
+    vectors: Floats
+    user: npt.NDArray[np.int64]
+    weight: Floats
+    written_at: npt.NDArray[np.int64]
+
+
+def _texts(table: pa.Table, user_ids: Sequence[str], embeddings: dict[str, Floats], width: int) -> tuple[_Texts, int]:
+    user = _positions(table["user_id"], user_ids)
+    hashes = table["content_hash"].to_pylist()
+    written_at = table["occurred_at"].cast(pa.int64()).to_numpy()
+    found = np.array([content_hash in embeddings for content_hash in hashes], bool)
+    known = np.flatnonzero((user >= 0) & found)
+    known = known[np.lexsort((written_at[known], user[known]))]
+    vectors = np.array([embeddings[hashes[row]] for row in known], np.float32).reshape(len(known), width)
+    weight = table["weight"].to_numpy().astype(np.float32)[known]
+    return _Texts(vectors, user[known], weight, written_at[known]), int(((user >= 0) & ~found).sum())
+
+
+def _newer_interactions(texts: _Texts, user: npt.NDArray[np.int64], last_at: npt.NDArray[np.int64]) -> Floats:
+    """For each text, how many interactions of its user came after it."""
+    by_user = np.lexsort((last_at, user))
+    user, last_at = user[by_user], last_at[by_user]
+    ends = np.searchsorted(user, texts.user, side="right")
+    starts = np.searchsorted(user, texts.user, side="left")
+    pairs = zip(starts, ends, texts.written_at, strict=True)
+    return np.array([e - s - np.searchsorted(last_at[s:e], at, side="right") for s, e, at in pairs], np.float32)
+
+
+def _ages(user: npt.NDArray[np.int64], last_at: npt.NDArray[np.int64], item: npt.NDArray[np.int64]) -> Floats:
+    """Position of each interaction in its user's history, 0 for the newest; ties go by item."""
+    order = np.lexsort((item, -last_at, user))
+    starts = np.searchsorted(user[order], user[order], side="left")
+    ages = np.empty(len(user), np.float32)
+    ages[order] = np.arange(len(user)) - starts
+    return ages
+
+
+def _positions(column: pa.ChunkedArray, ids: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Position of each value in ``ids``, -1 where it is not there."""
+    known = pa.array(ids, pa.string())
+    found = pc.index_in(column, value_set=known)
+    return np.asarray(found.fill_null(-1).to_numpy(), np.int64)
+
+
+def _text_rows(column: pa.ChunkedArray, width: int) -> Floats:
+    """Embeddings with zero rows for nulls."""
+    present = column.is_valid().to_numpy(zero_copy_only=False) if len(column) else np.zeros(0, bool)
+    matrix = np.zeros((len(column), width), np.float32)
+    matrix[present] = matrix_from_lists(column.drop_null(), width)
+    return matrix
+
+
+def _only_users(table: pa.Table, user_ids: pa.Array) -> pa.Table:
+    return table.filter(pc.is_in(table["user_id"], value_set=user_ids))

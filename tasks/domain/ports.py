@@ -3,15 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tasks.domain.factors import FactorParameters
 from tasks.domain.records import CheckResult, EventType, Hit, IndexFilter, ItemPayload, UserPayload
 from warehouse.catalog import Contract
+
+if TYPE_CHECKING:
+    from tasks.domain.factors import FactorParameters
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -156,6 +158,14 @@ class Resources(Protocol):
     @property
     def event_types(self) -> Mapping[str, EventType]:
         """Event types by name."""
+
+    @property
+    def interaction_half_life_days(self) -> float:
+        """Days after which an event weighs half, measured back from the user's newest event."""
+
+    @property
+    def factor_parameters(self) -> "FactorParameters":
+        """Parameters of the factor model."""
 
     @property
     def partition_items(self) -> int:

@@ -4,15 +4,20 @@ The nightly batch, the nearline refresh and an online request all call ``compute
 where histories are read or profiles are written.
 """
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from tasks.domain.factors import FactorParameters, TextTerms, fold_in
 from tasks.domain.fusion import Fusion
+from tasks.domain.records import EventType
+from tasks.domain.vectors import unit_rows
 
 Floats = npt.NDArray[np.float32]
 
@@ -22,13 +27,14 @@ class ItemSpace:
     """The items of one model version, row by row, sorted by id.
 
     ``text`` (n, text_width) float32, unit rows or zero where an item has no text; ``factors`` (n, n_factors) float32;
-    ``prior`` (n,) float32.
+    ``prior`` (n,) float32; ``text_map`` (text_width, n_factors) float32 predicts factors from text.
     """
 
     item_ids: tuple[str, ...]
     text: Floats
     factors: Floats
     prior: Floats
+    text_map: Floats
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -43,7 +49,8 @@ class Histories:
     ``interactions`` is (n_users, n_items) CSR float32 over the columns of an ``ItemSpace``: confidence, above 0 liked,
     an explicit 0 only seen, below 0 disliked. ``ages`` has the same sparsity structure: 0 for the user's newest
     interaction, 1 for the one before, and so on. ``texts`` are the embeddings of what a user wrote, oldest first:
-    (n_texts, text_width) with ``text_user`` (n_texts,) rows of ``user_ids`` and ``text_weight`` (n_texts,).
+    (n_texts, text_width) with ``text_user`` (n_texts,) rows of ``user_ids``, ``text_weight`` (n_texts,) and
+    ``text_age`` (n_texts,), the number of interactions that came after the text.
     """
 
     user_ids: tuple[str, ...]
@@ -52,6 +59,7 @@ class Histories:
     texts: Floats
     text_user: npt.NDArray[np.int64]
     text_weight: Floats
+    text_age: Floats
 
 
 @dataclass(frozen=True)
@@ -75,21 +83,149 @@ class Profiles:
 class Recipe:
     """Everything frozen in a model version that profiles depend on beside the items.
 
-    ``factor_parameters`` are those of ``tasks.domain.factors`` (the fold-in uses the same ones as the training);
-    half-lives are counted in interactions.
+    ``fast_half_life`` and ``slow_half_life`` are counted in interactions, ``interaction_half_life_days`` in days.
     """
 
-    factor_parameters: "FactorParameters"
+    factor_parameters: FactorParameters
     fusion: Fusion
     fast_half_life: float
     slow_half_life: float
+    interaction_half_life_days: float
+    event_types: tuple[EventType, ...]
+
+    def to_json(self) -> str:
+        """As stored in ``model_versions.recipe``: everything but the fusion, which has its own column."""
+        document = asdict(self)
+        del document["fusion"]
+        return json.dumps(document, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, recipe: str, fusion: str) -> "Recipe":
+        """The inverse of ``to_json`` and ``Fusion.to_json``."""
+        document = json.loads(recipe)
+        document["factor_parameters"] = FactorParameters(**document["factor_parameters"])
+        document["event_types"] = tuple(EventType(**event_type) for event_type in document["event_types"])
+        return cls(fusion=Fusion.from_json(fusion), **document)
 
 
-def compute_profiles(histories: Histories, items: ItemSpace, recipe: Recipe) -> Profiles:
-    """Profiles from full histories. The result for a user does not depend on who else is in the call (to 1e-5)."""
-    raise NotImplementedError
+class TextCoefficients(NamedTuple):
+    """What each item and each text weighs in a user's text mean: ``t_u = items @ ItemSpace.text + texts @
+    Histories.texts``. ``items`` (n_users, n_items) and ``texts`` (n_users, n_texts) CSR; ``drift`` (n_users,)."""
+
+    items: sparse.csr_matrix
+    texts: sparse.csr_matrix
+    drift: Floats
 
 
-def history_lengths(interactions: sparse.csr_matrix) -> Sequence[int]:
-    """Positive interactions of each user."""
-    raise NotImplementedError
+def compute_profiles(histories: Histories, items: ItemSpace, recipe: Recipe, *, n_threads: int = 1) -> Profiles:
+    """Profiles from full histories. The result for a user does not depend on who else is in the call (to 1e-5).
+
+    A user without positive interactions gets the weights of a text request if they wrote something, else those of
+    the first bucket.
+    """
+    coefficients = text_coefficients(histories, items, recipe)
+    text = coefficients.items @ items.text + coefficients.texts @ histories.texts
+    factors = fold_in(
+        histories.interactions, items.factors, recipe.factor_parameters, texts=text_terms(histories, items),
+        n_threads=n_threads,
+    )  # fmt: skip
+    lengths = history_lengths(histories.interactions)
+    alpha, beta = _weights(lengths, np.bincount(histories.text_user, minlength=len(lengths)) > 0, recipe.fusion)
+    return Profiles(
+        user_ids=histories.user_ids,
+        text=np.asarray(text, np.float32),
+        factors=factors,
+        n_history=lengths,
+        alpha=alpha,
+        beta=beta,
+        drift=coefficients.drift,
+    )
+
+
+def history_lengths(interactions: sparse.csr_matrix) -> npt.NDArray[np.int64]:
+    """Positive interactions of each user, (n_users,)."""
+    return np.bincount(_rows(interactions)[interactions.data > 0], minlength=interactions.shape[0]).astype(np.int64)
+
+
+def text_terms(histories: Histories, items: ItemSpace) -> TextTerms:
+    """The users' texts as terms of the factor half-step."""
+    return TextTerms(histories.texts @ items.text_map, histories.text_user, histories.text_weight)
+
+
+def text_coefficients(histories: Histories, items: ItemSpace, recipe: Recipe) -> TextCoefficients:
+    """Weights of the text mean.
+
+    A fast and a slow mean over what was liked and written, each decaying by its half-life and scaled to unit length,
+    are joined as ``(1 - drift) * slow + drift * fast``, at unit length, with ``drift`` their cosine distance cut to
+    [0, 1]: a user whose newest interest has left the older one is followed faster.
+    """
+    slow = _decayed(histories, recipe.slow_half_life)
+    fast = _decayed(histories, recipe.fast_half_life)
+    slow_mean, slow = _unit_mean(slow, histories, items)
+    fast_mean, fast = _unit_mean(fast, histories, items)
+    both = slow_mean.any(axis=1) & fast_mean.any(axis=1)
+    drift = np.where(both, 1 - np.einsum("nd,nd->n", slow_mean, fast_mean), 0).clip(0, 2)
+    share = drift.clip(0, 1)[:, None]
+    joined = _blend(slow, fast, share)
+    _, (item_part, text_part) = _unit_mean(joined, histories, items)
+    return TextCoefficients(item_part, text_part, drift.astype(np.float32))
+
+
+def request_histories(
+    items: ItemSpace, item_ids: Sequence[str] = (), texts: Floats | None = None, user_id: str = ""
+) -> Histories:
+    """The history of one request without a stored profile: liked items (each once, with weight 1, the last one newest)
+    and texts (n_texts, text_width). Raises KeyError for an unknown item."""
+    columns = np.array([items.index[item_id] for item_id in dict.fromkeys(item_ids)], np.int64)
+    ages = np.arange(len(columns))[::-1].astype(np.float32)
+    indptr, order = np.array([0, len(columns)]), np.argsort(columns, kind="stable")
+    shape = (1, len(items.item_ids))
+    written = np.zeros((0, items.text.shape[1]), np.float32) if texts is None else texts
+    return Histories(
+        user_ids=(user_id,),
+        interactions=sparse.csr_matrix((np.ones(len(columns), np.float32), columns[order], indptr), shape=shape),
+        ages=sparse.csr_matrix((ages[order], columns[order], indptr), shape=shape),
+        texts=written,
+        text_user=np.zeros(len(written), np.int64),
+        text_weight=np.ones(len(written), np.float32),
+        text_age=np.zeros(len(written), np.float32),
+    )
+
+
+_Parts = tuple[sparse.csr_matrix, sparse.csr_matrix]
+
+
+def _decayed(histories: Histories, half_life: float) -> _Parts:
+    likes = histories.interactions
+    weight = np.maximum(likes.data, 0).astype(np.float64) * 0.5 ** (histories.ages.data / half_life)
+    item_part = sparse.csr_matrix((weight, likes.indices, likes.indptr), shape=likes.shape)
+    text_weight = histories.text_weight.astype(np.float64) * 0.5 ** (histories.text_age / half_life)
+    cells = (histories.text_user, np.arange(len(text_weight)))
+    return item_part, sparse.csr_matrix((text_weight, cells), shape=(likes.shape[0], len(text_weight)))
+
+
+def _unit_mean(parts: _Parts, histories: Histories, items: ItemSpace) -> tuple[npt.NDArray[np.float64], _Parts]:
+    item_part, text_part = parts
+    mean = item_part @ items.text.astype(np.float64) + text_part @ histories.texts.astype(np.float64)
+    norms = np.linalg.norm(mean, axis=1)
+    inverse = sparse.diags_array(np.divide(1, norms, out=np.zeros_like(norms), where=norms > 1e-9))
+    return unit_rows(mean), (sparse.csr_matrix(inverse @ item_part), sparse.csr_matrix(inverse @ text_part))
+
+
+def _blend(slow: _Parts, fast: _Parts, share: npt.NDArray[np.float64]) -> _Parts:
+    keep, move = sparse.diags_array(1 - share[:, 0]), sparse.diags_array(share[:, 0])
+    item_part, text_part = (keep @ s + move @ f for s, f in zip(slow, fast, strict=True))
+    return sparse.csr_matrix(item_part), sparse.csr_matrix(text_part)
+
+
+def _weights(lengths: npt.NDArray[np.int64], has_text: npt.NDArray[np.bool_], fusion: Fusion) -> tuple[Floats, Floats]:
+    starts = np.array([bucket.min_history for bucket in fusion.buckets])
+    chosen = np.searchsorted(starts, lengths, side="right") - 1
+    asked = (lengths == 0) & has_text
+    alpha = np.where(asked, fusion.text_request.alpha, np.array([b.alpha for b in fusion.buckets])[chosen])
+    beta = np.where(asked, fusion.text_request.beta, np.array([b.beta for b in fusion.buckets])[chosen])
+    return alpha.astype(np.float32), beta.astype(np.float32)
+
+
+def _rows(matrix: sparse.csr_matrix) -> npt.NDArray[np.int64]:
+    return np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))

@@ -1,0 +1,2 @@
+-- One row: the model version $version.
+select * from model_versions where version = $version
