@@ -1,0 +1,281 @@
+"""Where the DuckLake lies and how it is attached: its files, its lock, its tables, the errors of its engine.
+
+It knows nothing of what is read or written; ``infra.ducklake_warehouse`` does that on the connections made here.
+"""
+
+import contextlib
+import importlib.util
+import os
+import random
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import duckdb
+from filelock import FileLock, Timeout
+
+from infra.settings import WarehouseSettings
+from tasks.domain.errors import InputError, NearlineError, NotFoundError, TerminalError, WarehouseBusyError
+from warehouse.catalog import Column, contracts
+
+LAYOUT = 1
+"""Number of the layout that this code writes; raise it together with a migration in ``_complete_layout``."""
+
+_EXTENSIONS = ("sqlite_scanner", "ducklake")
+_BUSY_SIGNS = ("database is locked", "transaction conflict", "failed to commit ducklake transaction")
+_HOLDERS: set[tuple[int, str]] = set()
+_IDLE: dict[int, list[duckdb.DuckDBPyConnection]] = {}
+
+T = TypeVar("T")
+
+
+class LakeStorage:
+    """The files of one lake: ``catalog.sqlite``, ``data/`` and the lock that writers take in turn."""
+
+    def __init__(self, folder: Path, settings: WarehouseSettings) -> None:
+        self._folder = folder
+        self._catalog = folder / "catalog.sqlite"
+        self._data = folder / "data"
+        self._busy_seconds = settings.busy_timeout_seconds
+
+    @contextmanager
+    def attached(self, *, read_only: bool, snapshot: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A DuckDB instance with this lake attached as ``lake``; it is made whole first if it is not there yet.
+
+        Raises NotFoundError for a snapshot that does not exist any more or yet.
+        """
+        if not self._catalog.exists():
+            self._create()
+        options = "READ_ONLY" if read_only else ""
+        if snapshot is not None:
+            options = f"SNAPSHOT_VERSION {int(snapshot)}, READ_ONLY"
+        with self._instance(self._catalog, options) as connection:
+            yield connection
+
+    def check_layout(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Bring the tables to the contracts where something is missing; ``connection`` may be a read-only one.
+
+        Raises TerminalError for a layout newer than this program knows.
+        """
+        if _missing(connection):
+            with self.write_lock(), self._instance(self._catalog) as writer:
+                self.retried(lambda: _complete_layout(writer), "complete the tables of")
+        _check_known(connection)
+
+    @contextmanager
+    def write_lock(self) -> Iterator[None]:
+        """Hold the lock that every writer takes. Raises WarehouseBusyError when it stays taken."""
+        holder = (threading.get_ident(), str(self._folder))
+        if holder in _HOLDERS:
+            raise TerminalError("A commit was begun inside a commit. Use the transaction that is open already.")
+        lock = FileLock(self._folder / "write.lock", timeout=self._busy_seconds)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise self._busy("write to", "another process held the write lock") from None
+        _HOLDERS.add(holder)
+        try:
+            yield
+        finally:
+            _HOLDERS.discard(holder)
+            lock.release()
+
+    def retried(self, attempt: Callable[[], T], verb: str) -> T:
+        """Run ``attempt`` again, after a random wait, for as long as the catalog is busy; translate other errors."""
+        deadline = time.monotonic() + self._busy_seconds
+        wait = 0.01
+        while True:
+            try:
+                return attempt()
+            except duckdb.Error as error:
+                if not _is_busy(error):
+                    raise translated(error) from error
+                if time.monotonic() + wait > deadline:
+                    raise self._busy(verb, str(error)) from error
+                time.sleep(random.uniform(wait / 2, wait))  # only spreads the waits; no result depends on it
+                wait = min(wait * 2, 1.0)
+
+    def adopt(self, table: str, path: Path) -> Path:
+        """Link (else copy) a Parquet file into the lake's own folder and return its new place."""
+        folder = self._data / "main" / table
+        folder.mkdir(parents=True, exist_ok=True)
+        own = folder / f"adopted-{uuid.uuid4().hex}.parquet"
+        try:
+            os.link(path, own)
+        except FileNotFoundError:
+            raise InputError(f"There is no Parquet file {path} to take over into {table}.") from None
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(path, own)
+        return own
+
+    def _create(self) -> None:
+        """Make the catalog beside its place and move it there, so that nobody ever sees half of it."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self.write_lock():
+            if self._catalog.exists():
+                return
+            unfinished = self._folder / "catalog.unfinished.sqlite"
+            for leftover in self._folder.glob(f"{unfinished.name}*"):
+                leftover.unlink()
+            with self._instance(unfinished) as connection:
+                _complete_layout(connection)
+            unfinished.rename(self._catalog)
+
+    @contextmanager
+    def _instance(self, catalog: Path, options: str = "") -> Iterator[duckdb.DuckDBPyConnection]:
+        connection = _take_instance()
+        milliseconds = int(self._busy_seconds * 1000)
+        statement = (
+            f"attach 'ducklake:sqlite:{_escaped(catalog)}' as lake (data_path '{_escaped(self._data)}/', "
+            f"meta_journal_mode 'WAL', meta_busy_timeout {milliseconds}{', ' if options else ''}{options})"
+        )
+        try:
+            self.retried(lambda: connection.execute(statement), "open")
+            connection.execute("use lake")
+        except BaseException:
+            connection.close()
+            raise
+        try:
+            yield connection
+        finally:
+            _give_back(connection)
+
+    def _busy(self, verb: str, why: str) -> WarehouseBusyError:
+        return WarehouseBusyError(
+            f"Could not {verb} the warehouse in {self._folder} within {self._busy_seconds:g} s: {why}. "
+            "Let the other job finish and run this again, or wait longer: NEARLINE_WAREHOUSE__BUSY_TIMEOUT_SECONDS."
+        )
+
+
+def translated(error: duckdb.Error) -> NearlineError:
+    """One of our errors for one of DuckDB's, with its text."""
+    text = str(error).strip()
+    if "No snapshot found" in text:
+        return NotFoundError(
+            f"That snapshot of the warehouse has expired or was not made yet: {_first_line(text)}. "
+            'Those there are: nearline sql "from lake.snapshots()". '
+            "A change feed that has expired is caught up by a full run: nearline run daily_batch."
+        )
+    if isinstance(error, duckdb.CatalogException):
+        return NotFoundError(f"The warehouse has no such name. {text}\nTables and columns: docs/data-dictionary.md.")
+    refused = (
+        duckdb.ParserException,
+        duckdb.BinderException,
+        duckdb.ConversionException,
+        duckdb.ConstraintException,
+        duckdb.InvalidInputException,
+    )
+    if isinstance(error, refused):
+        return InputError(f"The warehouse refused a statement or a value. {text}")
+    return TerminalError(f"The warehouse's engine failed. {text}")
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0]
+
+
+def _is_busy(error: duckdb.Error) -> bool:
+    text = str(error).lower()
+    return any(sign in text for sign in _BUSY_SIGNS)
+
+
+def _escaped(path: Path) -> str:
+    return str(path).replace("'", "''")
+
+
+def _take_instance() -> duckdb.DuckDBPyConnection:
+    """An idle DuckDB instance of this process, or a new one. Loading the extensions is most of an opening's time."""
+    with contextlib.suppress(IndexError):
+        return _IDLE.setdefault(os.getpid(), []).pop()
+    connection = duckdb.connect(
+        config={
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
+            "preserve_insertion_order": False,
+        }
+    )
+    for name in _EXTENSIONS:
+        connection.execute(f"load '{_extension(name)}'")
+    connection.execute("set enable_progress_bar = false; set timezone = 'UTC'")
+    return connection
+
+
+def _give_back(connection: duckdb.DuckDBPyConnection) -> None:
+    try:
+        connection.execute("use memory; detach lake")
+    except duckdb.Error:
+        connection.close()
+        return
+    _IDLE.setdefault(os.getpid(), []).append(connection)
+
+
+def _extension(name: str) -> str:
+    """Path of an extension that came as a package, else its bare name: one that DuckDB itself has installed."""
+    package = importlib.util.find_spec(f"duckdb_extension_{name}")
+    if package is None or not package.submodule_search_locations:
+        return name
+    found = sorted(Path(package.submodule_search_locations[0]).glob(f"extensions/*/{name}.duckdb_extension"))
+    return _escaped(found[-1]) if found else name
+
+
+def _missing(connection: duckdb.DuckDBPyConnection) -> dict[str, list[Column]]:
+    """Columns of the contracts that the lake does not have, by table."""
+    rows = connection.execute("select table_name, column_name from duckdb_columns() where database_name = 'lake'")
+    present = set(rows.fetchall())
+    gaps = {
+        table: [column for column in contract.columns if (table, column.name) not in present]
+        for table, contract in contracts().items()
+    }
+    return {table: columns for table, columns in gaps.items() if columns}
+
+
+def _complete_layout(connection: duckdb.DuckDBPyConnection) -> None:
+    connection.execute("begin")
+    try:
+        for table, columns in _missing(connection).items():
+            _add_columns(connection, table, columns)
+        if _layout(connection) < LAYOUT:
+            row = {"layout": LAYOUT, "applied_at": datetime.now(UTC)}
+            connection.execute("insert into layouts values ($layout, $applied_at)", row)
+        connection.execute("commit")
+    except BaseException:
+        with contextlib.suppress(duckdb.Error):
+            connection.execute("rollback")
+        raise
+
+
+def _layout(connection: duckdb.DuckDBPyConnection) -> int:
+    return int(connection.execute("select coalesce(max(layout), 0) from layouts").fetchall()[0][0])
+
+
+def _check_known(connection: duckdb.DuckDBPyConnection) -> None:
+    if _layout(connection) > LAYOUT:
+        raise TerminalError(
+            f"The warehouse has layout {_layout(connection)}, and this program knows layouts up to {LAYOUT}: "
+            "a newer Nearline wrote it. Install that version."
+        )
+
+
+def _add_columns(connection: duckdb.DuckDBPyConnection, table: str, columns: list[Column]) -> None:
+    """Create a table, or add the columns that it lacks (without NOT NULL: earlier rows have nothing there)."""
+    contract = contracts()[table]
+    if len(columns) == len(contract.columns):
+        definitions = ", ".join(f'"{c.name}" {c.type}{" not null" if c.required else ""}' for c in columns)
+        connection.execute(f'create table "{table}" ({definitions})')
+        _comment(connection, f'table "{table}"', f"One row is {contract.grain}. {contract.description}")
+    else:
+        for column in columns:
+            connection.execute(f'alter table "{table}" add column "{column.name}" {column.type}')
+    for column in columns:
+        _comment(connection, f'column "{table}"."{column.name}"', column.description)
+
+
+def _comment(connection: duckdb.DuckDBPyConnection, what: str, text: str) -> None:
+    literal = text.replace("'", "''")
+    connection.execute(f"comment on {what} is '{literal}'")

@@ -1,0 +1,208 @@
+"""The warehouse port on a DuckLake: DuckDB as the engine, Parquet files for rows, a SQLite file as the catalog.
+
+It knows nothing of what the tables mean: their shapes come from the contracts, their SQL from ``warehouse/``.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import duckdb
+import pyarrow as pa
+
+from infra.ducklake_storage import LakeStorage
+from infra.settings import WarehouseSettings
+from tasks.domain.errors import InputError, NotFoundError, TerminalError
+from tasks.domain.ports import Transaction, Warehouse
+from warehouse.catalog import Contract, contracts
+
+T = TypeVar("T")
+
+
+@contextmanager
+def open_warehouse(folder: Path, settings: WarehouseSettings, *, read_only: bool = False) -> Iterator[Warehouse]:
+    """Open the warehouse in ``folder``; it is made, with every table of the contracts, if it is not there yet.
+
+    Raises WarehouseBusyError if other processes keep the catalog for longer than the settings allow, and
+    TerminalError if the warehouse was written by a newer program.
+    """
+    storage = LakeStorage(folder.absolute(), settings)
+    with storage.attached(read_only=read_only) as connection:
+        storage.check_layout(connection)
+        yield DuckLakeWarehouse(storage, connection, read_only=read_only)
+
+
+class DuckLakeWarehouse:
+    """Implements ``tasks.domain.ports.Warehouse``; made by ``open_warehouse``.
+
+    Every call takes a cursor of its own, so threads may share one opening.
+    """
+
+    def __init__(self, storage: LakeStorage, connection: duckdb.DuckDBPyConnection, *, read_only: bool) -> None:
+        self._storage = storage
+        self._connection = connection
+        self._read_only = read_only
+
+    def latest_snapshot(self) -> int:
+        """The id of the newest snapshot (of a view ``at`` a snapshot: that one)."""
+        return int(self.read("select id from lake.current_snapshot()")["id"][0].as_py())
+
+    def read(
+        self,
+        sql: str,
+        parameters: Mapping[str, object] | None = None,
+        shadows: Mapping[str, pa.Table] | None = None,
+    ) -> pa.Table:
+        """Run a query; see the port. Times come back in UTC. Raises InputError or NotFoundError for wrong SQL."""
+        with self._cursor() as cursor:
+            for name, rows in (shadows or {}).items():
+                cursor.register(name, rows)
+            return self._storage.retried(lambda: _fetch(cursor, sql, parameters), "read from")
+
+    @contextmanager
+    def at(self, snapshot: int) -> Iterator[Warehouse]:
+        """A read-only view of every table as it was at ``snapshot``. Raises NotFoundError if it has expired."""
+        with self._storage.attached(read_only=True, snapshot=snapshot) as connection:
+            yield DuckLakeWarehouse(self._storage, connection, read_only=True)
+
+    def insertions(self, table: str, after_snapshot: int, to_snapshot: int) -> pa.Table:
+        """Rows inserted by the commits ``after_snapshot < s <= to_snapshot``; see the port.
+
+        Raises NotFoundError if a snapshot of that range has expired or does not exist yet.
+        """
+        columns = _names(column.name for column in _contract(table).columns)
+        if to_snapshot <= after_snapshot:
+            return self.read(f"select {columns} from lake.{_quoted(table)} limit 0")  # noqa: S608 - contract's names
+        sql = f"select {columns} from lake.table_insertions($name, $first, $last)"  # noqa: S608 - contract's names
+        return self.read(sql, {"name": table, "first": after_snapshot + 1, "last": to_snapshot})
+
+    def commit(self, work: Callable[[Transaction], T]) -> T:
+        """Run ``work`` in one transaction, once every other writer has finished; see the port."""
+        if self._read_only:
+            raise TerminalError("A write was asked of a warehouse that is open for reading. Open it without read_only.")
+        with self._storage.write_lock(), self._cursor() as cursor:
+            return self._storage.retried(lambda: self._attempt(cursor, work), "write to")
+
+    def _attempt(self, cursor: duckdb.DuckDBPyConnection, work: Callable[[Transaction], T]) -> T:
+        transaction = DuckLakeTransaction(cursor, self._storage)
+        cursor.execute("begin")
+        try:
+            result = work(transaction)
+            cursor.execute("commit")
+        except BaseException:
+            with contextlib.suppress(duckdb.Error):
+                cursor.execute("rollback")
+            transaction.forget_files()
+            raise
+        return result
+
+    @contextmanager
+    def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        cursor = self._connection.cursor()
+        try:
+            cursor.execute("use lake; set timezone = 'UTC'; set enable_progress_bar = false")
+            yield cursor
+        finally:
+            cursor.close()
+
+
+class DuckLakeTransaction:
+    """Implements ``tasks.domain.ports.Transaction`` on a cursor that has begun one; made by ``commit``."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, storage: LakeStorage) -> None:
+        self._cursor = cursor
+        self._storage = storage
+        self._files: list[Path] = []
+
+    def append(self, table: str, rows: pa.Table) -> int:
+        """Insert rows by column name. Raises InputError for a column or a value that the contract does not allow."""
+        _check_columns(_contract(table), rows.column_names)
+        if rows.num_rows == 0:
+            return 0
+        names = _names(rows.column_names)
+        self._cursor.register("appended_rows", rows)
+        try:
+            self.execute(f"insert into lake.{_quoted(table)} ({names}) select {names} from appended_rows")  # noqa: S608
+        finally:
+            self._cursor.unregister("appended_rows")
+        return int(rows.num_rows)
+
+    def replace(self, table: str, rows: pa.Table, where: Mapping[str, object] | None = None) -> int:
+        """Delete the rows whose columns equal ``where`` (a list or tuple: one of these) and insert ``rows``."""
+        where = where or {}
+        _check_columns(_contract(table), list(where))
+        parameters = {f"value_{i}": list(v) if isinstance(v, tuple) else v for i, v in enumerate(where.values())}
+        terms = [
+            f"{_quoted(name)} in (select unnest(${parameter}))"
+            if isinstance(parameters[parameter], list)
+            else f"{_quoted(name)} is not distinct from ${parameter}"
+            for name, parameter in zip(where, parameters, strict=True)
+        ]
+        condition = f" where {' and '.join(terms)}" if terms else ""
+        self.execute(f"delete from lake.{_quoted(table)}{condition}", parameters)  # noqa: S608 - contract's names
+        return self.append(table, rows)
+
+    def execute(self, sql: str, parameters: Mapping[str, object] | None = None) -> None:
+        """Run one statement with bound ``$name`` parameters."""
+        self._cursor.execute(sql, parameters or None)
+
+    def register_parquet(self, table: str, paths: Sequence[Path]) -> int:
+        """Take over Parquet files that workers wrote; the caller may delete its own afterwards.
+
+        Types must be exactly those of the contract (FLOAT[] is a list of 32-bit floats); columns that are left out
+        are null. Returns the number of rows.
+        """
+        before = self._count(table)
+        for path in paths:
+            own = self._storage.adopt(table, path)
+            self._files.append(own)
+            self.execute(
+                "call ducklake_add_data_files('lake', $table, $path, allow_missing => true)",
+                {"table": table, "path": str(own)},
+            )
+        return self._count(table) - before
+
+    def read(self, sql: str, parameters: Mapping[str, object] | None = None) -> pa.Table:
+        """Read inside the transaction."""
+        return _fetch(self._cursor, sql, parameters)
+
+    def forget_files(self) -> None:
+        """Delete the files adopted by a transaction that did not happen."""
+        for path in self._files:
+            path.unlink(missing_ok=True)
+
+    def _count(self, table: str) -> int:
+        rows = self.read(f"select count(*) as n from lake.{_quoted(_contract(table).table)}")  # noqa: S608
+        return int(rows["n"][0].as_py())
+
+
+def _fetch(cursor: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, object] | None) -> pa.Table:
+    return cursor.execute(sql, parameters or None).to_arrow_table()
+
+
+def _contract(table: str) -> Contract:
+    found = contracts().get(table)
+    if found is None:
+        raise NotFoundError(f"The warehouse has no table {table!r}. Its tables: {', '.join(contracts())}.")
+    return found
+
+
+def _check_columns(contract: Contract, names: Sequence[str]) -> None:
+    known = [column.name for column in contract.columns]
+    foreign = [name for name in names if name not in known]
+    if foreign:
+        raise InputError(
+            f"{contract.table} has no column {', '.join(foreign)}. Its columns: {', '.join(known)}. "
+            "See docs/data-dictionary.md."
+        )
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(_quoted(name) for name in names)
+
+
+def _quoted(name: str) -> str:
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
