@@ -164,6 +164,7 @@ def build_histories(
         text_user=texts.user,
         text_weight=texts.weight,
         text_age=_newer_interactions(texts, user, last_at),
+        text_labels=texts.labels,
     ), missing
 
 
@@ -215,6 +216,7 @@ class _Texts(NamedTuple):
     user: npt.NDArray[np.int64]
     weight: Floats
     written_at: npt.NDArray[np.int64]
+    labels: tuple[str, ...]
 
 
 def _texts(table: pa.Table, user_ids: Sequence[str], embeddings: dict[str, Floats], width: int) -> tuple[_Texts, int]:
@@ -226,7 +228,8 @@ def _texts(table: pa.Table, user_ids: Sequence[str], embeddings: dict[str, Float
     known = known[np.lexsort((written_at[known], user[known]))]
     vectors = np.array([embeddings[hashes[row]] for row in known], np.float32).reshape(len(known), width)
     weight = table["weight"].to_numpy().astype(np.float32)[known]
-    return _Texts(vectors, user[known], weight, written_at[known]), int(((user >= 0) & ~found).sum())
+    labels = tuple(table["text"].take(pa.array(known)).to_pylist())
+    return _Texts(vectors, user[known], weight, written_at[known], labels), int(((user >= 0) & ~found).sum())
 
 
 def _newer_interactions(texts: _Texts, user: npt.NDArray[np.int64], last_at: npt.NDArray[np.int64]) -> Floats:

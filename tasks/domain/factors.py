@@ -141,21 +141,24 @@ def attribute_scores(
     parameters: FactorParameters,
     *,
     texts: TextTerms | None = None,
+    gram: Doubles | None = None,
 ) -> Attribution:
     """Split one user's factor scores exactly over their history (Hu, Koren and Volinsky 2008, section 5).
 
     ``history`` (n_history,) and ``targets`` (n_targets,) are rows of ``items``; ``weights`` (n_history,) signed
-    confidences. What was only seen or disliked has the share 0: it acts through the shares of the others.
+    confidences. What was only seen or disliked has the share 0: it acts through the shares of the others. ``gram``
+    is ``items.T @ items`` in double precision, given where many users are split against the same items.
     """
-    known = items.astype(np.float64)
-    text_factors = known[:0] if texts is None else texts.factors.astype(np.float64)
+    gram = items.T.astype(np.float64) @ items if gram is None else gram
+    text_factors = np.zeros((0, items.shape[1])) if texts is None else texts.factors.astype(np.float64)
     text_weight = np.zeros(0) if texts is None else texts.weight.astype(np.float64) * parameters.user_text_weight
-    terms = np.concatenate([known[history], text_factors])
+    terms = np.concatenate([items[history].astype(np.float64), text_factors])
     confidence = np.concatenate([weights.astype(np.float64), text_weight])
     size = np.abs(confidence)
-    system = parameters.unobserved_weight * (known.T @ known) + (terms.T * size) @ terms
+    system = parameters.unobserved_weight * gram + (terms.T * size) @ terms
     system[np.diag_indices_from(system)] += _penalty(size.sum(), len(items), parameters)
-    shares = known[targets] @ linalg.solve(system, terms.T, assume_a="pos") * np.maximum(confidence, 0)
+    solved = linalg.solve(system, items[targets].T.astype(np.float64), assume_a="pos")
+    shares = solved.T @ terms.T * np.maximum(confidence, 0)
     return Attribution(shares[:, : len(history)], shares[:, len(history) :])
 
 
@@ -180,8 +183,13 @@ def half_step(
     penalty = _penalty(sizes, len(catalog), parameters).astype(fixed.dtype)
     drawn = np.zeros((n_rows, n_factors), fixed.dtype) if pull is None else pull.astype(fixed.dtype, copy=False)
     out = np.empty((n_rows, n_factors), fixed.dtype)
+    empty = np.diff(interactions.indptr) == 0
+    if empty.any():
+        out[empty] = _solve_empty(base, _penalty(0.0, len(catalog), parameters), drawn[empty])
+    rows = np.flatnonzero(~empty)
     solve = partial(
         _kernel(),
+        rows,
         interactions.indptr.astype(np.int64),
         interactions.indices.astype(np.int64),
         interactions.data.astype(fixed.dtype),
@@ -191,13 +199,21 @@ def half_step(
         drawn,
         out,
     )
-    starts = range(0, n_rows, _CHUNK_ROWS)
+    starts = range(0, len(rows), _CHUNK_ROWS)
     if n_threads == 1:
-        solve(0, n_rows)
+        solve(0, len(rows))
     else:
         with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(lambda start: solve(start, min(start + _CHUNK_ROWS, n_rows)), starts))
+            list(pool.map(lambda start: solve(start, min(start + _CHUNK_ROWS, len(rows))), starts))
     return out
+
+
+def _solve_empty(base: npt.NDArray[Any], penalty: float, pull: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Rows without an entry have one matrix in common."""
+    if not pull.any():
+        return np.zeros_like(pull)
+    system = base.astype(np.float64) + penalty * np.eye(len(base))
+    return linalg.solve(system, pull.T.astype(np.float64), assume_a="pos").T.astype(pull.dtype)
 
 
 def compute_loss(

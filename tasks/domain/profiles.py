@@ -50,7 +50,8 @@ class Histories:
     an explicit 0 only seen, below 0 disliked. ``ages`` has the same sparsity structure: 0 for the user's newest
     interaction, 1 for the one before, and so on. ``texts`` are the embeddings of what a user wrote, oldest first:
     (n_texts, text_width) with ``text_user`` (n_texts,) rows of ``user_ids``, ``text_weight`` (n_texts,) and
-    ``text_age`` (n_texts,), the number of interactions that came after the text.
+    ``text_age`` (n_texts,), the number of interactions that came after the text. ``text_labels`` are the words
+    themselves, for explanations; they may be left out.
     """
 
     user_ids: tuple[str, ...]
@@ -60,6 +61,7 @@ class Histories:
     text_user: npt.NDArray[np.int64]
     text_weight: Floats
     text_age: Floats
+    text_labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
