@@ -56,7 +56,7 @@ class LocalResources:
 
     def index(self) -> AbstractContextManager[VectorIndex]:
         """Qdrant: a server, or local mode in ``home/index``."""
-        from infra.qdrant_index import open_index
+        from infra.index_owner import open_index
 
         return open_index(self.home / "index", self.settings.index)
 

@@ -1,0 +1,355 @@
+"""Published versions in Qdrant, on a server or in local mode. It knows nothing of how vectors are made.
+
+A version is two collections, ``items__<version>`` and ``users__<version>``, behind the aliases ``items`` and ``users``.
+Qdrant's ids are UUIDs: version 5 of the outside id, which stays in the payload.
+"""
+
+import json
+import math
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from qdrant_client import QdrantClient, models
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+from qdrant_client.local.local_collection import LocalCollection
+from qdrant_client.local.qdrant_local import QdrantLocal
+
+from infra.qdrant_points import (
+    ITEMS,
+    USERS,
+    check_vectors,
+    collection_name,
+    item_fields,
+    item_payload,
+    not_newer,
+    point_id,
+    search_filter,
+    user_fields,
+    user_payload,
+    version_of,
+)
+from infra.settings import IndexSettings
+from tasks.domain.errors import IndexUnavailableError, NotFoundError, TerminalError
+from tasks.domain.records import Hit, IndexFilter, ItemPayload, UserPayload
+
+Floats = npt.NDArray[np.float32]
+
+ITEM_VECTOR, USER_VECTOR = "fused", "query"
+UPSERT_BATCH = 256
+RETRIEVE_BATCH = 1000
+OLDEST_SERVER = (1, 16)  # the first one that obeys update_filter; an older one would ignore it and unfence the users
+
+
+class QdrantIndex:
+    """The ``VectorIndex`` port over a client. Threads may share it. ``address`` is named in error messages."""
+
+    def __init__(self, client: QdrantClient, address: str) -> None:
+        self._client = client
+        self._address = address
+        self._local = client._client if isinstance(client._client, QdrantLocal) else None  # noqa: SLF001 -- local mode has no other door to its storage
+        self._lock = RLock()  # local mode is not thread-safe
+        for collection in self._local.collections.values() if self._local else ():
+            _commit_by_batch(collection)
+
+    def serving_version(self) -> str | None:
+        """The version that both aliases point to, or None."""
+        aliases = self._aliases()
+        items, users = aliases.get(ITEMS), aliases.get(USERS)
+        if items is None or users is None or version_of(items) != version_of(users):
+            return None
+        return version_of(items)
+
+    def versions(self) -> list[str]:
+        """Versions that have a collection, whole or not, sorted."""
+        with self._asking("Listing the versions"):
+            names = [collection.name for collection in self._client.get_collections().collections]
+        return sorted({version_of(name) for name in names if name.startswith((f"{ITEMS}__", f"{USERS}__"))})
+
+    def create_version(self, version: str, width: int) -> None:
+        """Make both collections; see the port."""
+        self._refuse_serving(version, "Writing")
+        self._drop(version)
+        with self._asking(f"Creating version {version!r}"):
+            self._create(collection_name(ITEMS, version), ITEM_VECTOR, width, None)
+            # Users are only read by id: a graph over their vectors would be work for nothing.
+            self._create(collection_name(USERS, version), USER_VECTOR, width, models.HnswConfigDiff(m=0))
+            if self._local is None:
+                self._index_payload(version)
+
+    def upsert_items(self, version: str, vectors: Floats, payloads: Sequence[ItemPayload]) -> None:
+        """Write item vectors, (n, width) float32, in batches."""
+        check_vectors(vectors, len(payloads))
+        for start in range(0, len(payloads), UPSERT_BATCH):
+            batch = payloads[start : start + UPSERT_BATCH]
+            points = [
+                models.PointStruct(id=point_id(p.item_id), vector={ITEM_VECTOR: row}, payload=item_fields(p))
+                for p, row in zip(batch, vectors[start : start + UPSERT_BATCH].tolist(), strict=True)
+            ]
+            self._upsert(ITEMS, version, points, None)
+
+    def upsert_users(self, version: str, vectors: Floats, payloads: Sequence[UserPayload]) -> None:
+        """Write query vectors, (n, width) float32, each only over one that is not newer."""
+        check_vectors(vectors, len(payloads))
+        rows_at: dict[int, list[int]] = {}
+        for row, payload in enumerate(payloads):
+            rows_at.setdefault(payload.as_of_snapshot, []).append(row)
+        for snapshot, rows in sorted(rows_at.items()):
+            fence = not_newer(snapshot)
+            for start in range(0, len(rows), UPSERT_BATCH):
+                batch = rows[start : start + UPSERT_BATCH]
+                points = [
+                    models.PointStruct(
+                        id=point_id(payloads[row].user_id),
+                        vector={USER_VECTOR: vector},
+                        payload=user_fields(payloads[row]),
+                    )
+                    for row, vector in zip(batch, vectors[batch].tolist(), strict=True)
+                ]
+                self._upsert(USERS, version, points, fence)
+
+    def count(self, version: str) -> tuple[int, int]:
+        """Exact numbers of items and users."""
+        with self._asking(f"Counting version {version!r}", version):
+            n_items = self._client.count(collection_name(ITEMS, version), exact=True).count
+            n_users = self._client.count(collection_name(USERS, version), exact=True).count
+        return n_items, n_users
+
+    def items(self, version: str, item_ids: Sequence[str]) -> dict[str, tuple[ItemPayload, Floats]]:
+        """Stored items by id; unknown ids are left out."""
+        found = self._retrieve(ITEMS, version, item_ids, ITEM_VECTOR)
+        return {p["item_id"]: (item_payload(p), vector) for p, vector in found}
+
+    def users(self, version: str, user_ids: Sequence[str]) -> dict[str, tuple[UserPayload, Floats]]:
+        """Stored users by id; unknown ids are left out."""
+        found = self._retrieve(USERS, version, user_ids, USER_VECTOR)
+        return {p["user_id"]: (user_payload(p), vector) for p, vector in found}
+
+    def search(self, version: str, query: Floats, k: int, restrict: IndexFilter) -> list[Hit]:
+        """The ``k`` items with the highest dot product, best first. Local mode is exact; a server may approximate."""
+        if k < 1:
+            return []
+        with self._asking(f"Searching version {version!r}", version):
+            answer = self._client.query_points(
+                collection_name(ITEMS, version),
+                query=np.asarray(query, dtype=np.float32).tolist(),
+                using=ITEM_VECTOR,
+                limit=k,
+                query_filter=search_filter(restrict),
+                with_payload=True,
+            )
+        payloads = [item_payload(point.payload or {}) for point in answer.points]
+        return [Hit(p.item_id, float(point.score), p) for p, point in zip(payloads, answer.points, strict=True)]
+
+    def switch(self, version: str) -> None:
+        """Point both aliases to ``version`` in one request, which Qdrant does whole or not at all."""
+        for kind in (ITEMS, USERS):
+            with self._asking(f"Switching to version {version!r}", version):
+                if not self._client.collection_exists(collection_name(kind, version)):
+                    raise self._not_found(version, f"Switching to version {version!r}")
+        operations: list[models.AliasOperations] = [
+            models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
+            for alias in self._aliases()
+            if alias in (ITEMS, USERS)
+        ]
+        for kind in (ITEMS, USERS):
+            target = models.CreateAlias(collection_name=collection_name(kind, version), alias_name=kind)
+            operations.append(models.CreateAliasOperation(create_alias=target))
+        with self._asking(f"Switching to version {version!r}", version):
+            self._client.update_collection_aliases(operations)
+
+    def drop_version(self, version: str) -> None:
+        """Delete both collections; nothing happens where there are none."""
+        self._refuse_serving(version, "Dropping")
+        self._drop(version)
+
+    def close(self) -> None:
+        """Close the connection or the folder."""
+        with self._lock:
+            self._client.close()
+
+    def _aliases(self) -> dict[str, str]:
+        with self._asking("Reading the serving version"):
+            return {alias.alias_name: alias.collection_name for alias in self._client.get_aliases().aliases}
+
+    def _refuse_serving(self, version: str, verb: str) -> None:
+        if version in {version_of(name) for alias, name in self._aliases().items() if alias in (ITEMS, USERS)}:
+            raise TerminalError(
+                f"{verb} version {version!r} in the index at {self._address} was refused: it is serving. "
+                "Publish or roll back to another version first."
+            )
+
+    def _drop(self, version: str) -> None:
+        for name in (collection_name(ITEMS, version), collection_name(USERS, version)):
+            with self._asking(f"Dropping version {version!r}"):
+                if self._client.collection_exists(name):
+                    if self._local is not None:
+                        self._local.collections[name].close()
+                    self._client.delete_collection(name)
+
+    def _create(self, name: str, vector: str, width: int, graph: models.HnswConfigDiff | None) -> None:
+        parameters = {vector: models.VectorParams(size=width, distance=models.Distance.DOT, hnsw_config=graph)}
+        self._client.create_collection(name, vectors_config=parameters)
+        if self._local is not None:
+            _commit_by_batch(self._local.collections[name])
+
+    def _index_payload(self, version: str) -> None:
+        fields = (
+            (ITEMS, "available", models.PayloadSchemaType.BOOL),
+            (ITEMS, "categories", models.PayloadSchemaType.KEYWORD),
+            (USERS, "as_of_snapshot", models.PayloadSchemaType.INTEGER),
+        )
+        for kind, field, schema in fields:
+            self._client.create_payload_index(collection_name(kind, version), field, field_schema=schema, wait=True)
+
+    def _upsert(self, kind: str, version: str, points: list[models.PointStruct], fence: models.Filter | None) -> None:
+        name = collection_name(kind, version)
+        with self._asking(f"Writing {len(points)} {kind} of version {version!r}", version):
+            self._client.upsert(name, points, wait=True, update_filter=fence)
+            if self._local is not None:
+                _sync(self._local.collections[name])
+
+    def _retrieve(
+        self, kind: str, version: str, ids: Sequence[str], vector: str
+    ) -> Iterator[tuple[Mapping[str, Any], Floats]]:
+        for start in range(0, len(ids), RETRIEVE_BATCH):
+            points = [point_id(outside) for outside in ids[start : start + RETRIEVE_BATCH]]
+            with self._asking(f"Reading {kind} of version {version!r}", version):
+                records = self._client.retrieve(
+                    collection_name(kind, version), points, with_payload=True, with_vectors=[vector]
+                )
+            for record in records:
+                vectors = record.vector if isinstance(record.vector, dict) else {}
+                yield record.payload or {}, np.asarray(vectors[vector], dtype=np.float32)
+
+    @contextmanager
+    def _asking(self, attempt: str, version: str | None = None) -> Iterator[None]:
+        """One conversation with Qdrant: held by one thread in local mode, its errors translated to ours."""
+        attempt = f"{attempt} in the index at {self._address}"
+        with self._lock if self._local is not None else _no_lock():
+            try:
+                yield
+            except UnexpectedResponse as error:
+                raise self._refusal(error, attempt, version) from error
+            except (ResponseHandlingException, ResourceExhaustedResponse) as error:
+                raise _unavailable(attempt, getattr(error, "source", error)) from error
+            except ValueError as error:  # local mode's refusals
+                if version is not None and version not in self.versions():
+                    raise self._not_found(version, attempt) from error
+                raise TerminalError(f"{attempt} was refused: {error}") from error
+            except (sqlite3.Error, OSError) as error:
+                raise IndexUnavailableError(
+                    f"{attempt} failed: {error}. Look whether the disk is full and the folder can be written, "
+                    "then run it again."
+                ) from error
+
+    def _refusal(self, error: UnexpectedResponse, attempt: str, version: str | None) -> Exception:
+        status = error.status_code or 0
+        if status in (401, 403):
+            return TerminalError(
+                f"{attempt} was refused: the server does not accept the key (HTTP {status}). Set "
+                "NEARLINE_INDEX__API_KEY to a key of that server which may write."
+            )
+        if status == 404 and version is not None:
+            return self._not_found(version, attempt)
+        if status >= 500 or status in (408, 429):
+            return _unavailable(attempt, f"HTTP {status} {_reason(error)}")
+        return TerminalError(f"{attempt} was refused (HTTP {status}): {_reason(error)}")
+
+    def _not_found(self, version: str, attempt: str) -> NotFoundError:
+        known = ", ".join(self.versions()) or "none"
+        return NotFoundError(
+            f"{attempt} failed: version {version!r} is not there. Versions in the index: {known}. "
+            "Name one of them, or make the serving one again from the warehouse with `nearline rebuild-index`."
+        )
+
+
+def open_folder(folder: Path) -> QdrantIndex:
+    """Qdrant's local mode over ``folder``, which one process at a time may open (``index_owner`` sees to that).
+
+    Raises IndexUnavailableError if another process has it open, TerminalError if its files cannot be read.
+    """
+    meta = folder / "meta.json"
+    if meta.exists() and meta.stat().st_size == 0:
+        meta.unlink()  # a kill while the folder was first made; nothing is in it
+    try:
+        client = QdrantClient(path=str(folder), force_disable_check_same_thread=True)
+    except RuntimeError as error:
+        raise IndexUnavailableError(
+            f"Opening the index folder {folder} failed: another process has it open. Wait for it to end, or set "
+            "NEARLINE_INDEX__URL to a Qdrant server."
+        ) from error
+    except (ValueError, KeyError, EOFError, json.JSONDecodeError, sqlite3.DatabaseError) as error:
+        raise TerminalError(
+            f"Opening the index folder {folder} failed: its files cannot be read ({error}). It is only a copy: move "
+            "the folder away and run `nearline rebuild-index`, which makes it again from the warehouse."
+        ) from error
+    return QdrantIndex(client, str(folder))
+
+
+def open_server(settings: IndexSettings) -> QdrantIndex:
+    """A client of the server at ``settings.url``.
+
+    Raises IndexUnavailableError if it does not answer, TerminalError if it refuses the key or is too old.
+    """
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    client = QdrantClient(
+        url=settings.url, api_key=key, timeout=math.ceil(settings.timeout_seconds), check_compatibility=False
+    )
+    index = QdrantIndex(client, str(settings.url))
+    try:
+        _check_server(index, client)
+    except BaseException:
+        index.close()
+        raise
+    return index
+
+
+def _check_server(index: QdrantIndex, client: QdrantClient) -> None:
+    with index._asking("Asking for the server's version"):  # noqa: SLF001 -- same module
+        found = client.info().version
+    numbers = re.match(r"v?(\d+)\.(\d+)", found)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST_SERVER:
+        raise TerminalError(
+            f"The Qdrant server at {index._address} has version {found}; Nearline needs "  # noqa: SLF001
+            f"{OLDEST_SERVER[0]}.{OLDEST_SERVER[1]} or later, because an older one ignores the condition under which "
+            "a user's vector may be replaced. Update the server."
+        )
+
+
+def _unavailable(attempt: str, reason: object) -> IndexUnavailableError:
+    return IndexUnavailableError(
+        f"{attempt} got no answer: {reason}. Look whether the server runs and NEARLINE_INDEX__URL is its address; "
+        "it is tried again."
+    )
+
+
+def _reason(error: UnexpectedResponse) -> str:
+    try:
+        return str(error.structured()["status"]["error"])
+    except (ValueError, KeyError, TypeError):
+        return error.content[:200].decode(errors="replace")
+
+
+@contextmanager
+def _no_lock() -> Iterator[None]:
+    yield
+
+
+def _commit_by_batch(collection: LocalCollection) -> None:
+    """Local mode commits every point with a sync of its own, 1.2 ms each; keep the commits, and sync once a batch."""
+    if collection.storage is not None:
+        collection.storage.storage.execute("pragma journal_mode = wal").fetchone()
+        collection.storage.storage.execute("pragma synchronous = normal")
+
+
+def _sync(collection: LocalCollection) -> None:
+    if collection.storage is not None:
+        collection.storage.storage.execute("pragma wal_checkpoint(truncate)").fetchone()
