@@ -122,11 +122,8 @@ class DuckLakeTransaction:
         if rows.num_rows == 0:
             return 0
         names = _names(rows.column_names)
-        self._cursor.register("appended_rows", rows)
-        try:
-            self.execute(f"insert into lake.{_quoted(table)} ({names}) select {names} from appended_rows")  # noqa: S608
-        finally:
-            self._cursor.unregister("appended_rows")
+        sql = f"insert into lake.{_quoted(table)} ({names}) select {names} from appended_rows"  # noqa: S608
+        self.execute(sql, shadows={"appended_rows": rows})
         return int(rows.num_rows)
 
     def replace(self, table: str, rows: pa.Table, where: Mapping[str, object] | None = None) -> int:
@@ -144,9 +141,20 @@ class DuckLakeTransaction:
         self.execute(f"delete from lake.{_quoted(table)}{condition}", parameters)  # noqa: S608 - contract's names
         return self.append(table, rows)
 
-    def execute(self, sql: str, parameters: Mapping[str, object] | None = None) -> None:
-        """Run one statement with bound ``$name`` parameters."""
-        self._cursor.execute(sql, parameters or None)
+    def execute(
+        self,
+        sql: str,
+        parameters: Mapping[str, object] | None = None,
+        shadows: Mapping[str, pa.Table] | None = None,
+    ) -> None:
+        """Run one statement with bound ``$name`` parameters; ``shadows`` stand in for tables during it."""
+        for name, rows in (shadows or {}).items():
+            self._cursor.register(name, rows)
+        try:
+            self._cursor.execute(sql, parameters or None)
+        finally:
+            for name in shadows or {}:
+                self._cursor.unregister(name)
 
     def register_parquet(self, table: str, paths: Sequence[Path]) -> int:
         """Take over Parquet files that workers wrote; the caller may delete its own afterwards.

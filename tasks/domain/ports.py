@@ -32,8 +32,13 @@ class Transaction(Protocol):
         A value of ``where`` that is a list or tuple means "one of these".
         """
 
-    def execute(self, sql: str, parameters: Mapping[str, object] | None = None) -> None:
-        """Run one statement of ``warehouse/`` with bound ``$name`` parameters."""
+    def execute(
+        self,
+        sql: str,
+        parameters: Mapping[str, object] | None = None,
+        shadows: Mapping[str, pa.Table] | None = None,
+    ) -> None:
+        """Run one statement of ``warehouse/`` with bound ``$name`` parameters; ``shadows`` as in ``Warehouse.read``."""
 
     def register_parquet(self, table: str, paths: Sequence[Path]) -> int:
         """Take over Parquet files that workers wrote, by column name. Returns the number of rows."""
