@@ -9,6 +9,7 @@ confidence weights, and a share ``s = text_prior`` of an item's penalty that pul
         + sum_i l_i ((1 - s) |f_i|^2 + s |f_i - B' t_i|^2)  +  s * r * |B|^2
 
 with preference ``p = 1`` for a weight above 0 and ``p = 0`` below, and ``l = regularization * (sum |w| + a * n)^e``.
+B is the ridge regression over items with some history; for the others its pull is not part of L, they follow.
 Every half-step minimises L over its block, so L never rises. It knows nothing of ids, time or storage.
 """
 
@@ -34,14 +35,23 @@ class FactorParameters:
     """Parameters of a fit. ``docs/decisions`` says how the defaults were measured."""
 
     n_factors: int = 64
+    """Length of a factor."""
     regularization: float = 0.003
+    """Strength of the penalty of users and items."""
     frequency_exponent: float = 1.0
+    """How the penalty grows with the size of a history: 0 not at all, 1 in proportion."""
     unobserved_weight: float = 0.1
+    """Weight of every pair, seen or not, as one of preference 0."""
     text_prior: float = 1.0
+    """Share, in [0, 1], of an item's penalty that pulls it toward its text instead of zero."""
     text_ridge: float = 1.0
+    """Strength of the ridge of the map from text to factors."""
     user_text_weight: float = 1.0
+    """Confidence of a user's text as a term of their half-step, times the weight of its event."""
     n_sweeps: int = 15
+    """Passes over users and items."""
     seed: int = 0
+    """Seed of the start values."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -87,18 +97,19 @@ def fit_factors(
     by_item = matrix.T.tocsr()
     text_step = _TextStep(texts, by_item, parameters)
     rng = np.random.default_rng(parameters.seed)
-    scale = 0.1 / np.sqrt(parameters.n_factors)
-    items: Floats = rng.normal(0, scale, (matrix.shape[1], parameters.n_factors)).astype(np.float32)
+    items = rng.normal(0, 0.1 / np.sqrt(parameters.n_factors), (matrix.shape[1], parameters.n_factors))
     losses: list[float] = []
     for sweep in range(parameters.n_sweeps):
         users = half_step(matrix, items, parameters, n_threads=n_threads)
-        text_map, pull = text_step.solve(items)
-        items = half_step(by_item, users, parameters, pull=pull, n_threads=n_threads)
-        losses.append(compute_loss(matrix, users, items, texts, text_map, parameters))
-        _check_finite(losses, sweep, parameters)
+        text_map, predicted = text_step.solve(items)
+        items = half_step(by_item, users, parameters, pull=text_step.weight[:, None] * predicted, n_threads=n_threads)
+        losses.append(compute_loss(matrix, users, items, predicted, text_map, parameters))
+        _check_loss(losses, parameters)
         if on_sweep is not None:
             on_sweep(sweep, losses[-1])
-    return FactorModel(fold_in(matrix, items, parameters, n_threads=n_threads), items, text_map, tuple(losses))
+    stored = items.astype(np.float32)
+    last = fold_in(matrix, stored, parameters, n_threads=n_threads)
+    return FactorModel(last, stored, text_map.astype(np.float32), tuple(losses))
 
 
 def fold_in(
@@ -109,7 +120,7 @@ def fold_in(
     texts: TextTerms | None = None,
     n_threads: int = 1,
 ) -> Floats:
-    """Solve users against fixed items, exactly: the half-step of the training, in double precision.
+    """Solve users against fixed items, exactly: the user half-step of the training.
 
     ``interactions`` (n_users, n_items) CSR of full histories; returns (n_users, n_factors) float32. A user with
     neither history nor text gets zeros. A row does not depend on the other rows.
@@ -117,8 +128,8 @@ def fold_in(
     fixed = items.astype(np.float64)
     if texts is not None and len(texts.weight):
         weight = texts.weight * np.float32(parameters.user_text_weight)
-        columns = (weight, (texts.user, np.arange(len(weight))))
-        block = sparse.csr_matrix(columns, shape=(interactions.shape[0], len(weight)), dtype=np.float32)
+        cells = (weight, (texts.user, np.arange(len(weight))))
+        block = sparse.csr_matrix(cells, shape=(interactions.shape[0], len(weight)), dtype=np.float32)
         interactions = sparse.hstack([interactions, block], format="csr")
         fixed = np.concatenate([fixed, texts.factors.astype(np.float64)])
     solved = half_step(interactions, fixed, parameters, n_catalog=len(items), n_threads=n_threads)
@@ -164,105 +175,83 @@ def attribute_scores(
 
 def half_step(
     interactions: sparse.csr_matrix,
-    fixed: npt.NDArray[Any],
+    fixed: Doubles,
     parameters: FactorParameters,
     *,
-    pull: npt.NDArray[Any] | None = None,
+    pull: Doubles | None = None,
     n_catalog: int | None = None,
     n_threads: int = 1,
-) -> npt.NDArray[Any]:
-    """Solve every row of ``interactions`` against the ``fixed`` factors of its columns, in the dtype of ``fixed``.
+) -> Doubles:
+    """Solve every row of ``interactions`` against the ``fixed`` factors (n_columns, n_factors) of its columns.
 
-    ``pull`` (n_rows, n_factors) is where the penalty draws each row (zero if None). The first ``n_catalog`` fixed
-    rows (all if None) make up the unobserved part. Rows are solved one by one, so threads change nothing.
+    ``pull`` (n_rows, n_factors) is added to the right side of each row (nothing if None). The first ``n_catalog``
+    fixed rows (all if None) make up the unobserved part. Rows are solved one by one, so threads change nothing.
     """
     n_rows, n_factors = interactions.shape[0], fixed.shape[1]
-    catalog = fixed[:n_catalog].astype(np.float64)
-    base = (parameters.unobserved_weight * (catalog.T @ catalog)).astype(fixed.dtype)
-    sizes = np.asarray(abs(interactions).sum(axis=1)).ravel()
-    penalty = _penalty(sizes, len(catalog), parameters).astype(fixed.dtype)
-    drawn = np.zeros((n_rows, n_factors), fixed.dtype) if pull is None else pull.astype(fixed.dtype, copy=False)
-    out = np.empty((n_rows, n_factors), fixed.dtype)
+    catalog = fixed[:n_catalog]
+    base = parameters.unobserved_weight * (catalog.T @ catalog)
+    sizes = np.asarray(abs(interactions).sum(axis=1), np.float64).ravel()
+    penalty = _penalty(sizes, len(catalog), parameters)
+    drawn = np.zeros((n_rows, n_factors)) if pull is None else pull
+    out = np.zeros((n_rows, n_factors))
     empty = np.diff(interactions.indptr) == 0
-    if empty.any():
-        out[empty] = _solve_empty(base, _penalty(0.0, len(catalog), parameters), drawn[empty])
+    if drawn[empty].any():  # rows without an entry have one matrix in common
+        system = base + _penalty(0.0, len(catalog), parameters) * np.eye(n_factors)
+        out[empty] = linalg.solve(system, drawn[empty].T, assume_a="pos").T
     rows = np.flatnonzero(~empty)
-    solve = partial(
-        _kernel(),
-        rows,
-        interactions.indptr.astype(np.int64),
-        interactions.indices.astype(np.int64),
-        interactions.data.astype(fixed.dtype),
-        np.ascontiguousarray(fixed),
-        base,
-        penalty,
-        drawn,
-        out,
-    )
-    starts = range(0, len(rows), _CHUNK_ROWS)
-    if n_threads == 1:
-        solve(0, len(rows))
-    else:
-        with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(lambda start: solve(start, min(start + _CHUNK_ROWS, len(rows))), starts))
+    weights = interactions.data.astype(np.float64)
+    indptr, indices = interactions.indptr.astype(np.int64), interactions.indices.astype(np.int64)
+    solve = partial(_solve_rows(), rows, indptr, indices, weights, fixed, base, penalty, drawn, out)
+    _in_chunks(solve, len(rows), n_threads)
     return out
-
-
-def _solve_empty(base: npt.NDArray[Any], penalty: float, pull: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Rows without an entry have one matrix in common."""
-    if not pull.any():
-        return np.zeros_like(pull)
-    system = base.astype(np.float64) + penalty * np.eye(len(base))
-    return linalg.solve(system, pull.T.astype(np.float64), assume_a="pos").T.astype(pull.dtype)
 
 
 def compute_loss(
     interactions: sparse.csr_matrix,
-    users: Floats,
-    items: Floats,
-    texts: Floats,
-    text_map: Floats,
+    users: Doubles,
+    items: Doubles,
+    predicted: Doubles,
+    text_map: Doubles,
     parameters: FactorParameters,
 ) -> float:
-    """The objective of the module docstring."""
-    x, f = users.astype(np.float64), items.astype(np.float64)
+    """The objective of the module docstring; ``predicted`` (n_items, n_factors) is ``B' t_i``."""
     rows = np.repeat(np.arange(interactions.shape[0]), np.diff(interactions.indptr))
-    predicted = np.einsum("nd,nd->n", users[rows], items[interactions.indices], dtype=np.float64)
-    weight = interactions.data.astype(np.float64)
-    observed = np.sum(np.abs(weight) * ((weight > 0) - predicted) ** 2)
-    everywhere = parameters.unobserved_weight * np.sum((x.T @ x) * (f.T @ f))
-    size = abs(interactions)
-    l_users = _penalty(np.asarray(size.sum(axis=1)).ravel(), len(items), parameters)
-    l_items = _penalty(np.asarray(size.sum(axis=0)).ravel(), len(users), parameters)
+    scores = np.einsum("nd,nd->n", users[rows], items[interactions.indices])
+    weight, size = interactions.data.astype(np.float64), abs(interactions)
+    observed = np.sum(np.abs(weight) * ((weight > 0) - scores) ** 2)
+    everywhere = parameters.unobserved_weight * np.sum((users.T @ users) * (items.T @ items))
+    l_users = _penalty(np.asarray(size.sum(axis=1), np.float64).ravel(), len(items), parameters)
+    l_items = _penalty(np.asarray(size.sum(axis=0), np.float64).ravel(), len(users), parameters)
     share = parameters.text_prior
-    away = ((f - texts @ text_map.astype(np.float64)) ** 2).sum(axis=1)
-    item_terms = l_items @ ((1 - share) * (f**2).sum(axis=1) + share * away)
-    map_term = share * parameters.text_ridge * np.sum(text_map.astype(np.float64) ** 2)
-    return float(observed + everywhere + l_users @ (x**2).sum(axis=1) + item_terms + map_term)
+    away = (1 - share) * (items**2).sum(axis=1) + share * ((items - predicted) ** 2).sum(axis=1)
+    map_term = share * parameters.text_ridge * np.sum(text_map**2)
+    return float(observed + everywhere + l_users @ (users**2).sum(axis=1) + l_items @ away + map_term)
 
 
 class _TextStep:
-    """The ridge regression from text to factors over items with some history; its matrix never changes."""
+    """The ridge regression from text to factors over items with some history; its matrix never changes.
+
+    ``weight`` (n_items,) is how strongly each item is pulled toward its prediction.
+    """
 
     def __init__(self, texts: Floats, by_item: sparse.csr_matrix, parameters: FactorParameters) -> None:
-        self._texts, self._share = texts, parameters.text_prior
-        sizes = np.asarray(abs(by_item).sum(axis=1)).ravel()
-        self._penalty = _penalty(sizes, by_item.shape[1], parameters)
-        if self._active:
-            weighted = np.where(sizes > 0, self._penalty, 0)[:, None] * texts
-            system = texts.T.astype(np.float64) @ weighted + parameters.text_ridge * np.eye(texts.shape[1])
-            self._solver = linalg.cho_solve(linalg.cho_factor(system), weighted.T).astype(np.float32)
+        self._texts = texts.astype(np.float64)
+        sizes = np.asarray(abs(by_item).sum(axis=1), np.float64).ravel()
+        share = parameters.text_prior
+        self.weight: Doubles = share * _penalty(sizes, by_item.shape[1], parameters)
+        self._known = np.flatnonzero((sizes > 0) & texts.any(axis=1) & (share > 0))
+        if len(self._known):
+            known = self._texts[self._known]
+            weighted = known * self.weight[self._known, None]
+            system = known.T @ weighted + share * parameters.text_ridge * np.eye(texts.shape[1])
+            self._solver = linalg.solve(system, weighted.T, assume_a="pos")
 
-    @property
-    def _active(self) -> bool:
-        return self._share > 0 and self._texts.shape[1] > 0 and bool(self._texts.any())
-
-    def solve(self, items: Floats) -> tuple[Floats, Floats]:
-        """B, and the pull ``l_i * s * B' t_i`` of every item."""
-        if not self._active:
-            return np.zeros((self._texts.shape[1], items.shape[1]), np.float32), np.zeros_like(items)
-        text_map = self._solver @ items
-        return text_map, (self._penalty * self._share)[:, None].astype(np.float32) * (self._texts @ text_map)
+    def solve(self, items: Doubles) -> tuple[Doubles, Doubles]:
+        """B, and what it predicts for every item."""
+        if not len(self._known):
+            return np.zeros((self._texts.shape[1], items.shape[1])), np.zeros_like(items)
+        text_map: Doubles = self._solver @ items[self._known]
+        return text_map, self._texts @ text_map
 
 
 def _penalty(size: Any, n_other: int, parameters: FactorParameters) -> Any:
@@ -271,29 +260,39 @@ def _penalty(size: Any, n_other: int, parameters: FactorParameters) -> Any:
 
 
 def _checked(interactions: sparse.csr_matrix) -> sparse.csr_matrix:
-    if not np.isfinite(interactions.data).all():
+    bad = int((~np.isfinite(interactions.data)).sum())
+    if bad:
         raise TrainingError(
-            f"The factor fit got {int((~np.isfinite(interactions.data)).sum())} interaction weights that are not finite"
-            " numbers. Weights must be finite; look at fct_interactions and at the weights of the event types."
+            f"The factor fit got {bad} interaction weights that are not finite numbers."
+            " Weights must be finite; look at fct_interactions and at the weights of the event types."
         )
     if not (interactions.data > 0).any():
         raise TrainingError(
             f"The factor fit got no positive interaction among {interactions.nnz}. It needs at least one event of a"
             " positive type; import events, or look at the event types in the settings."
         )
-    return interactions.astype(np.float32)
+    return interactions
 
 
-def _check_finite(losses: list[float], sweep: int, parameters: FactorParameters) -> None:
-    if not np.isfinite(losses[-1]) or losses[-1] > 10 * losses[0] + 1:
+def _check_loss(losses: list[float], parameters: FactorParameters) -> None:
+    if not np.isfinite(losses[-1]) or losses[-1] > 2 * losses[0]:
         raise TrainingError(
-            f"The factor fit diverged in sweep {sweep + 1}: its loss went from {losses[0]:.4g} to {losses[-1]:.4g}."
+            f"The factor fit diverged in sweep {len(losses)}: its loss went from {losses[0]:.4g} to {losses[-1]:.4g}."
             f" It must stay finite and not rise. Raise the regularization (now {parameters.regularization:g}) or the"
             f" unobserved weight (now {parameters.unobserved_weight:g})."
         )
 
 
-def _kernel() -> Callable[..., None]:
+def _in_chunks(solve: Callable[[int, int], None], n_rows: int, n_threads: int) -> None:
+    if n_threads == 1:
+        solve(0, n_rows)
+        return
+    with ThreadPoolExecutor(n_threads) as pool:
+        starts = range(0, n_rows, _CHUNK_ROWS)
+        list(pool.map(lambda start: solve(start, min(start + _CHUNK_ROWS, n_rows)), starts))
+
+
+def _solve_rows() -> Callable[..., None]:
     from tasks.domain.least_squares import solve_rows
 
     return solve_rows
