@@ -1,0 +1,22 @@
+-- One row is a text of users without an embedding under the encoder $encoder_id, the longest first, at most $most.
+-- n_pending counts all of them; the content hashes of $skipped are left out.
+with
+texts as (
+    select event_id, text, content_hash
+    from int_user_texts
+    where trim(text) <> '' and not list_contains(cast($skipped as varchar[]), content_hash)
+),
+known as (select content_hash from text_embeddings where encoder_id = $encoder_id),
+final as (
+    select
+        texts.content_hash,
+        min(texts.text) as text,
+        min(texts.event_id) as used_by,
+        count(*) over () as n_pending
+    from texts
+    anti join known on texts.content_hash = known.content_hash
+    group by texts.content_hash
+    order by length(min(texts.text)) desc, texts.content_hash
+    limit $most
+)
+select * from final
