@@ -1,0 +1,54 @@
+"""Tables and lines for a terminal. It computes nothing, and treats titles and ids as text, never as markup."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from tasks.domain.explanations import phrase_reasons
+from tasks.domain.records import Receipt, Slate
+
+SPLITS = {"user_tail": "each user's last 20 %", "global_time": "the last 20 % of time"}
+
+
+def slate_table(slate: Slate) -> Table:
+    """A slate with the three parts of every score and, where it was explained, its reasons."""
+    served = f"from {slate.source.replace('_', ' ')}, alpha {slate.alpha:.2f}, beta {slate.beta:.2f}"
+    table = Table(title=f"slate {served}, version {slate.version}", title_justify="left", title_style="dim", box=None)
+    table.add_column("#", justify="right", style="dim")
+    table.add_column("item", ratio=3)
+    for name in ("score", "text", "behaviour", "prior"):
+        table.add_column(name, justify="right")
+    explained = any(item.because for item in slate.items)
+    if explained:
+        table.add_column("why", ratio=4, style="dim")
+    for item in slate.items:
+        parts = (item.score, item.text_part, item.factors_part, item.prior_part)
+        row = [str(item.rank), Text(item.title), *(f"{part:.3f}" for part in parts)]
+        table.add_row(*row, *([Text(phrase_reasons(item))] if explained else []))
+    return table
+
+
+def quality_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One metric of every policy on every split; the best of a split is bold."""
+    table = Table(box=None, header_style="dim")
+    for name, justify in (("held out", "left"), ("policy", "left"), ("NDCG@10", "right"), ("95 %", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    table.add_column("users", justify="right")
+    best: dict[str, float] = {}
+    for row in rows:
+        best[row["split"]] = max(best.get(row["split"], 0.0), row["value"])
+    for row in rows:
+        style = "bold green" if row["value"] == best[row["split"]] else ""
+        interval = f"{row['ci_low']:.4f} to {row['ci_high']:.4f}"
+        split = SPLITS.get(row["split"], row["split"])
+        table.add_row(split, row["policy"], f"{row['value']:.4f}", interval, f"{row['n_users']:,}", style=style)
+    return table
+
+
+def receipt_line(receipt: Receipt) -> Text:
+    """What a stage did, on one line."""
+    done = "unchanged, re-used" if receipt.reused else f"{receipt.n_in:,} in, {receipt.n_out:,} out"
+    line = Text(f"  {receipt.stage:<22} {done:<30} {receipt.seconds:6.1f} s")
+    return line.append(f"  {receipt.note}", style="dim") if receipt.note else line
