@@ -111,13 +111,14 @@ def check_profiles(profiles: Profiles, model: ModelVersion) -> list[CheckResult]
     """What must hold before a profile is served: widths, finite values, unit or zero texts, alpha in [0, 1]."""
     text_norms = np.linalg.norm(profiles.text, axis=1)
     values = np.column_stack([profiles.text, profiles.factors, profiles.alpha, profiles.beta, profiles.drift])
+    largest: npt.NDArray[np.float32] = np.abs(values).max(axis=1)
     widths = (profiles.text.shape[1], profiles.factors.shape[1])
     expected = (model.text_width, model.n_factors)
     right_width = np.full(len(profiles.user_ids), widths == expected)
-    unit_text = (np.abs(text_norms - 1) < 1e-3) | (text_norms == 0)
+    unit_text = np.minimum(text_norms, np.abs(text_norms - 1)) < 1e-3
     return [
         _check("vector_widths", "factors", right_width, f"{widths}", f"{expected}"),
-        _check("finite_values", None, np.isfinite(values).all(axis=1), "NaN or infinity", "finite numbers"),
+        _check("finite_values", None, np.isfinite(largest), "NaN or infinity", "finite numbers"),
         _check("unit_or_zero_length", "text_embedding", unit_text, "another length", "1 (to 0.001) or 0"),
         _check("share", "alpha", np.abs(profiles.alpha - 0.5) <= 0.5, "outside", "0 to 1"),
     ]

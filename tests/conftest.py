@@ -1,0 +1,266 @@
+"""A small world on the real adapters: a warehouse, an index and one trained version, in a temporary folder."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from infra.resources import LocalResources
+from infra.settings import load_settings
+from tasks.domain.factors import FactorParameters, fit_factors
+from tasks.domain.fusion import Bucket, Fusion, fuse_items
+from tasks.domain.profiles import Recipe, compute_profiles
+from tasks.domain.records import ItemPayload
+from tasks.domain.vectors import lists_from_matrix, unit_rows
+from tasks.model_state import load_histories, load_item_space, load_version
+from tasks.refresh import profile_rows, user_points
+from tasks.transform import build_models
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+WORDS = ("space", "robot", "alien", "star", "love", "kiss", "paris", "heart")
+
+
+class WordEncoder:
+    """A language model for tests: one direction for each of eight words, and a little of the text itself."""
+
+    encoder_id = "words@1"
+    width = 8
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        rows = np.zeros((len(texts), self.width))
+        for row, text in enumerate(texts):
+            for column, word in enumerate(WORDS):
+                rows[row, column] = text.lower().count(word)
+            if text.strip():
+                seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+                rows[row] += 0.2 * np.random.default_rng(seed).random(self.width)
+        return unit_rows(rows).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class SmallResources(LocalResources):
+    """The real adapters, with the language model for tests."""
+
+    def encoder(self) -> WordEncoder:
+        return WordEncoder()
+
+
+@dataclass
+class SmallWorld:
+    """Forty films of two kinds and thirty users who like one kind each. ``clock`` moves with every change."""
+
+    resources: SmallResources
+    clock: datetime = NOW
+    n_rows: int = 0
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(5))
+
+    def tick(self) -> datetime:
+        self.clock += timedelta(seconds=1)
+        return self.clock
+
+    def event(self, user_id, item_id=None, event_type="like", *, at=None, event_id=None, value=None, text=None):
+        """One row of ``raw_events``, as received now."""
+        self.n_rows += 1
+        return {
+            "event_id": event_id or f"event-{self.n_rows}",
+            "user_id": user_id,
+            "item_id": item_id,
+            "event_type": event_type,
+            "occurred_at": at or NOW + timedelta(seconds=self.n_rows),
+            "value": value,
+            "text": text,
+            "batch_id": f"batch-{self.n_rows:06}",
+            "source": "test",
+            "source_row": self.n_rows,
+        }
+
+    def add_events(self, *rows):
+        """Append to ``raw_events`` in one commit."""
+        with self.resources.warehouse() as warehouse:
+            now = self.tick()
+            table = pa.Table.from_pylist([{**row, "ingested_at": now} for row in rows], schema=EVENT_SCHEMA)
+            warehouse.commit(lambda transaction: transaction.append("raw_events", table))
+
+    def add_items(self, *rows):
+        """Append to ``raw_items`` and rebuild the models. ``rows`` are (item_id, title, available)."""
+        now = self.tick()
+        table = pa.Table.from_pylist(
+            [
+                {
+                    "item_id": item_id,
+                    "title": title,
+                    "available": available,
+                    "categories": [],
+                    "batch_id": f"items-{now}",
+                    "source": "test",
+                    "source_row": row,
+                    "ingested_at": now,
+                }
+                for row, (item_id, title, available) in enumerate(rows, start=1)
+            ],
+            schema=ITEM_SCHEMA,
+        )
+        with self.resources.warehouse() as warehouse:
+            warehouse.commit(lambda transaction: transaction.append("raw_items", table))
+
+    def embed_texts(self, *texts):
+        """Embeddings of what users wrote."""
+        encoder = self.resources.encoder()
+        hashes = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+        rows = pa.table({
+            "content_hash": hashes, "encoder_id": [encoder.encoder_id] * len(texts),
+            "embedding": lists_from_matrix(encoder.encode(texts)), "embedded_at": [self.tick()] * len(texts),
+        })  # fmt: skip
+        with self.resources.warehouse() as warehouse:
+            warehouse.commit(lambda transaction: transaction.append("text_embeddings", rows))
+
+    def train(self, version="v1", *, beta=0.1):
+        """Fit a small model on everything and write its rows, as the refit does."""
+        build_models(self.resources, now=self.tick())
+        with self.resources.warehouse() as warehouse:
+            self._write_version(warehouse, version, beta)
+            model, items = load_version(warehouse, version), load_item_space(warehouse, version)
+            histories, _ = load_histories(warehouse, model, items, model.training_snapshot)
+            profiles = compute_profiles(histories, items, model.recipe)
+            rows = profile_rows(profiles, version, model.training_snapshot, self.tick())
+            mark = {"version": [version], "snapshot": [model.training_snapshot], "updated_at": [self.clock]}
+
+            def write(transaction):
+                transaction.append("user_profiles", rows)
+                transaction.append("watermarks", pa.table(mark))
+
+            warehouse.commit(write)
+
+    def _write_version(self, warehouse, version, beta):
+        encoder = self.resources.encoder()
+        texts = warehouse.read("select * from int_item_texts order by item_id")
+        item_ids = texts["item_id"].to_pylist()
+        vectors = encoder.encode(texts["text"].to_pylist())
+        likes = warehouse.read("select user_id, item_id, weight from fct_interactions order by user_id, item_id")
+        users = sorted(set(likes["user_id"].to_pylist()))
+        matrix = _matrix(likes, users, item_ids)
+        parameters = FactorParameters(n_factors=6, n_sweeps=5)
+        fit = fit_factors(matrix, vectors, parameters)
+        n_liked = np.asarray((matrix > 0).sum(axis=0)).ravel()
+        fusion = Fusion(
+            scale=1.5,
+            buckets=(Bucket(0, 0.5, beta), Bucket(3, 0.3, beta / 2)),
+            text_request=Bucket(0, 0.8, beta / 2),
+            factor_block=float(1 / np.linalg.norm(fit.items, axis=1).mean()),
+            prior_block=0.5,
+        )
+        recipe = Recipe(parameters, fusion, 3.0, 50.0, 3650.0, tuple(self.resources.event_types.values()))
+        new = pa.table({
+            "content_hash": texts["content_hash"], "encoder_id": [encoder.encoder_id] * len(item_ids),
+            "template_version": texts["template_version"], "embedding": lists_from_matrix(vectors),
+            "embedded_at": [self.clock] * len(item_ids),
+        })  # fmt: skip
+        known = set(warehouse.read("select content_hash from item_embeddings")["content_hash"].to_pylist())
+        seen: set[str] = set(known)
+        fresh = [not (h in seen or seen.add(h)) for h in texts["content_hash"].to_pylist()]
+        row = {
+            "version": version, "state": "candidate", "created_at": self.clock, "encoder_id": encoder.encoder_id,
+            "template_version": texts["template_version"][0].as_py(), "text_width": encoder.width, "n_factors": 6,
+            "training_snapshot": warehouse.latest_snapshot(), "inputs_hash": "", "seed": 0, "n_items": len(item_ids),
+            "n_users": len(users), "recipe": recipe.to_json(), "fusion": fusion.to_json(),
+            "text_map": fit.text_map.ravel().tolist(), "metrics": json.dumps({}),
+        }  # fmt: skip
+        factors = pa.table({
+            "version": [version] * len(item_ids), "item_id": item_ids, "content_hash": texts["content_hash"],
+            "factors": lists_from_matrix(fit.items), "prior": np.log1p(n_liked).astype(float),
+            "n_interactions": n_liked.astype(np.int64),
+        })  # fmt: skip
+
+        def write(transaction):
+            transaction.append("item_embeddings", new.filter(pa.array(fresh)))
+            transaction.append("model_versions", pa.Table.from_pylist([row]))
+            transaction.append("item_factors", factors)
+
+        warehouse.commit(write)
+
+    def publish(self, version="v1"):
+        """Write the version to the index and switch to it."""
+        with self.resources.index() as index, self.resources.warehouse() as warehouse:
+            model, items = load_version(warehouse, version), load_item_space(warehouse, version)
+            states = {row["item_id"]: row for row in warehouse.read("select * from stg_items").to_pylist()}
+            vectors = fuse_items(items.text, items.factors, items.prior, model.recipe.fusion)
+            index.create_version(version, vectors.shape[1])
+            index.upsert_items(
+                version,
+                vectors,
+                [ItemPayload(i, states[i]["title"], (), states[i]["available"]) for i in items.item_ids],
+            )
+            histories, _ = load_histories(warehouse, model, items, model.training_snapshot)
+            profiles = compute_profiles(histories, items, model.recipe)
+            index.upsert_users(version, *user_points(profiles, model, model.training_snapshot))
+            index.switch(version)
+
+
+def _matrix(likes, users, item_ids):
+    from scipy import sparse
+
+    rows = [users.index(user) for user in likes["user_id"].to_pylist()]
+    columns = [item_ids.index(item) for item in likes["item_id"].to_pylist()]
+    shape = (len(users), len(item_ids))
+    return sparse.csr_matrix((likes["weight"].to_numpy().astype(np.float32), (rows, columns)), shape=shape)
+
+
+EVENT_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("event_id", "user_id", "item_id", "event_type")),
+        ("occurred_at", pa.timestamp("us", tz="UTC")),
+        ("value", pa.float64()),
+        *((name, pa.string()) for name in ("text", "batch_id", "source")),
+        ("source_row", pa.int64()),
+        ("ingested_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+ITEM_SCHEMA = pa.schema(
+    [
+        ("item_id", pa.string()),
+        ("title", pa.string()),
+        ("available", pa.bool_()),
+        ("categories", pa.list_(pa.string())),
+        ("batch_id", pa.string()),
+        ("source", pa.string()),
+        ("source_row", pa.int64()),
+        ("ingested_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+
+
+@pytest.fixture
+def small_world(tmp_path, monkeypatch):
+    """A world with items, events, a trained version ``v1`` and its publication."""
+    monkeypatch.chdir(tmp_path)
+    world = SmallWorld(SmallResources(load_settings(home=tmp_path / "var")))
+    fill(world)
+    world.train("v1")
+    world.publish("v1")
+    return world
+
+
+def fill(world: SmallWorld) -> None:
+    """Forty films and thirty users; film 39 is not available, film 38 has no title, film 37 no history."""
+    titles = [f"The {WORDS[n % 4 + 4 * (n >= 20)]} film {n}" for n in range(40)]
+    titles[38] = ""
+    world.add_items(*((f"i{n:02}", title, n != 39) for n, title in enumerate(titles)))
+    events = []
+    for user in range(30):
+        kind = user % 2 * 20
+        liked = world.rng.choice(17, 3 + user % 5, replace=False) + kind
+        events += [world.event(f"u{user:02}", f"i{item:02}") for item in liked]
+        events.append(world.event(f"u{user:02}", "i39" if kind else "i18"))
+        if user % 3 == 0:
+            events.append(world.event(f"u{user:02}", f"i{18 + kind:02}", "rating", value=2.0))
+        if user % 4 == 0:
+            events.append(world.event(f"u{user:02}", f"i{19 + (20 - kind) // 2:02}", "dislike"))
+        if user % 5 == 0:
+            events.append(world.event(f"u{user:02}", None, "search", text=f"{WORDS[user % 8]} stories"))
+    world.add_events(*events)
+    world.embed_texts(*(f"{word} stories" for word in WORDS))
