@@ -24,6 +24,7 @@ from filelock import FileLock
 from tasks.domain.errors import NearlineError, TerminalError
 from tasks.domain.ports import Compute, Floats, Resources, TextEncoder, Transaction, Warehouse
 from tasks.domain.records import Receipt
+from tasks.domain.vectors import lists_from_matrix
 from warehouse.catalog import query_sql
 
 T = TypeVar("T")
@@ -103,7 +104,7 @@ def embed_partition(partition: Partition) -> PartitionResult:
     good = [row for row, reason in enumerate(reasons) if reason is None]
     kept = rows.drop_columns(["text", "used_by"]).take(pa.array(good, pa.int64()))
     kept = kept.append_column("encoder_id", pa.array([partition.encoder_id] * len(good), pa.string()))
-    kept = kept.append_column("embedding", _as_lists(vectors[good]))
+    kept = kept.append_column("embedding", lists_from_matrix(vectors[good]))
     digest = hashlib.sha256("".join(rows["content_hash"].to_pylist()).encode()).hexdigest()
     path = partition.folder / f"{digest[:32]}.parquet"
     _write_whole(kept, path)
@@ -243,11 +244,6 @@ def _check_encoder(encoder: TextEncoder, reason: str | None) -> None:
             f"The encoder {encoder.encoder_id} cannot encode anything ({reason}). Check its files and settings; "
             "docs/models.md shows how to try it on one text."
         )
-
-
-def _as_lists(vectors: Floats) -> pa.ListArray:
-    offsets = np.arange(len(vectors) + 1, dtype=np.int32) * np.int32(vectors.shape[1])
-    return pa.ListArray.from_arrays(offsets, pa.array(vectors.ravel(), pa.float32()))
 
 
 def _write_whole(rows: pa.Table, path: Path) -> None:
