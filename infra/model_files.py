@@ -194,9 +194,7 @@ def _read_folder(folder: Path, name: str, cache: Path) -> ModelFiles:
         folder=folder,
         weights=hashes,
         fingerprint=_fingerprint(folder, hashes),
-        width=int(
-            pooling.get("embedding_dimension") or pooling.get("word_embedding_dimension") or config["hidden_size"]
-        ),
+        width=_width(pooling, config, name),
         pooling=_pooling(pooling, name),
         max_tokens=_max_tokens(folder, config),
     )
@@ -209,6 +207,20 @@ def _json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ModelMissingError(f"{path} is not a JSON object ({error}). Put the model's files there again.") from error
+
+
+def _width(pooling: Mapping[str, Any], config: Mapping[str, Any], name: str) -> int:
+    for stated in (
+        pooling.get("embedding_dimension"),
+        pooling.get("word_embedding_dimension"),
+        config.get("hidden_size"),
+    ):
+        if stated:
+            return int(stated)
+    raise ModelMissingError(
+        f"The language model {name} does not say how long its vectors are: no hidden_size in its config.json. "
+        "Choose another model; see docs/models.md."
+    )
 
 
 def _check_modules(folder: Path, name: str) -> None:
