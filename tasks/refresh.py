@@ -70,6 +70,30 @@ def refresh(
         return _refresh_all(step, items, feed, chunk_users)
 
 
+def refresh_users(
+    resources: Resources,
+    user_ids: Sequence[str],
+    *,
+    now: datetime,
+    version: str | None = None,
+    chunk_users: int = CHUNK_USERS,
+) -> NearlineRun:
+    """Solve the profiles of these users again, whether or not the change feed names them.
+
+    They come out true for the snapshot of the watermark, like everybody's, and the watermark stays where it is. Raises
+    as ``refresh`` does.
+    """
+    watch = _Stopwatch()
+    with resources.index() as index, resources.warehouse() as warehouse:
+        version = version or serving_version(index)
+        mark = read_watermark(warehouse, version)
+        feed = Feed(mark, mark, tuple(user_ids), np.zeros(0), f"{len(user_ids)} users were named")
+        step = _Step(resources, warehouse, index, load_version(warehouse, version), mark, now, watch)
+        items = load_item_space(warehouse, version)
+        watch.lap("items")
+        return _refresh_all(step, items, feed, chunk_users)
+
+
 def serving_version(index: VectorIndex) -> str:
     """The version that readers see. Raises NotFoundError before the first publication."""
     version = index.serving_version()
@@ -86,13 +110,7 @@ def read_feed(warehouse: Warehouse, version: str) -> Feed | None:
     If the watermark's snapshot has expired, everybody is named and the note says so. Raises NotFoundError if the
     version has no watermark.
     """
-    rows = warehouse.read(query_sql("watermark"), {"version": version})
-    if rows.num_rows == 0:
-        raise NotFoundError(
-            f"Version {version!r} was to be refreshed, but it has no watermark: its training has not finished."
-            " Name a version that was published, or run `nearline run daily_batch`."
-        )
-    after, to = int(rows["snapshot"][0].as_py()), warehouse.latest_snapshot()
+    after, to = read_watermark(warehouse, version), warehouse.latest_snapshot()
     try:
         events = warehouse.insertions("raw_events", after, to)
     except NotFoundError:
@@ -105,6 +123,17 @@ def read_feed(warehouse: Warehouse, version: str) -> Feed | None:
     users = warehouse.read(query_sql("touched_users"), shadows={"fed_events": events})
     arrived_at = events["ingested_at"].cast(pa.int64()).to_numpy() / 1e6
     return Feed(after, to, tuple(users["user_id"].to_pylist()), arrived_at)
+
+
+def read_watermark(warehouse: Warehouse, version: str) -> int:
+    """The snapshot up to which events are in the profiles of ``version``. Raises NotFoundError if it has none."""
+    rows = warehouse.read(query_sql("watermark"), {"version": version})
+    if rows.num_rows == 0:
+        raise NotFoundError(
+            f"Version {version!r} was to be refreshed, but it has no watermark: its training has not finished."
+            " Name a version that was published, or run `nearline run daily_batch`."
+        )
+    return int(rows["snapshot"][0].as_py())
 
 
 def check_profiles(profiles: Profiles, model: ModelVersion) -> list[CheckResult]:
