@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import shutil
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -234,19 +237,30 @@ ITEM_SCHEMA = pa.schema(
 )
 
 
-@pytest.fixture
-def small_world(tmp_path, monkeypatch):
-    """A world with items, events, a trained version ``v1`` and its publication."""
-    monkeypatch.chdir(tmp_path)
-    world = SmallWorld(SmallResources(load_settings(home=tmp_path / "var")))
+@pytest.fixture(scope="session")
+def trained_home(tmp_path_factory):
+    """Built once: items, events, a trained version ``v1`` and its publication."""
+    home = tmp_path_factory.mktemp("world") / "var"
+    world = SmallWorld(SmallResources(load_settings(home=home)))
     fill(world)
     world.train("v1")
     world.publish("v1")
-    return world
+    return home, world
+
+
+@pytest.fixture
+def small_world(trained_home, tmp_path):
+    """A copy of the trained world that the test may change."""
+    home, built = trained_home
+    copy = tmp_path / "var"
+    shutil.copytree(home, copy)
+    with closing(sqlite3.connect(copy / "warehouse" / "catalog.sqlite")) as catalog, catalog:
+        catalog.execute("update ducklake_metadata set value = replace(value, ?, ?)", (f"{home}/", f"{copy}/"))
+    return SmallWorld(SmallResources(load_settings(home=copy)), built.clock, built.n_rows)
 
 
 def fill(world: SmallWorld) -> None:
-    """Forty films and thirty users; film 39 is not available, film 38 has no title, film 37 no history."""
+    """Forty films and thirty users; film 39 is not available, 38 has no title, 37 no history."""
     titles = [f"The {WORDS[n % 4 + 4 * (n >= 20)]} film {n}" for n in range(40)]
     titles[38] = ""
     world.add_items(*((f"i{n:02}", title, n != 39) for n, title in enumerate(titles)))
@@ -257,10 +271,16 @@ def fill(world: SmallWorld) -> None:
         events += [world.event(f"u{user:02}", f"i{item:02}") for item in liked]
         events.append(world.event(f"u{user:02}", "i39" if kind else "i18"))
         if user % 3 == 0:
-            events.append(world.event(f"u{user:02}", f"i{18 + kind:02}", "rating", value=2.0))
+            events.append(world.event(f"u{user:02}", f"i{18 + kind:02}", "rating", value=2.0 + 2 * (user % 2)))
         if user % 4 == 0:
             events.append(world.event(f"u{user:02}", f"i{19 + (20 - kind) // 2:02}", "dislike"))
         if user % 5 == 0:
             events.append(world.event(f"u{user:02}", None, "search", text=f"{WORDS[user % 8]} stories"))
     world.add_events(*events)
     world.embed_texts(*(f"{word} stories" for word in WORDS))
+
+
+@pytest.fixture
+def empty_world(tmp_path):
+    """A world before anything was imported."""
+    return SmallWorld(SmallResources(load_settings(home=tmp_path / "var")))

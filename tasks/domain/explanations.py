@@ -6,6 +6,7 @@ It knows nothing of where histories come from or who reads the words.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from textwrap import shorten
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ Doubles = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 UNNAMED_TEXT = "a text"
 _NOTHING = 1e-12
+_LONGEST_LABEL = 80
 
 
 class Split(NamedTuple):
@@ -161,7 +163,8 @@ def _share(part: float, score: float) -> float:
 
 
 def _called(reason: Because) -> str:
-    return f'your words "{reason.label}"' if reason.kind == "text" else reason.label
+    label = shorten(reason.label, _LONGEST_LABEL, placeholder="…")
+    return f'your words "{label}"' if reason.kind == "text" else label
 
 
 def _percent(share: float) -> str:

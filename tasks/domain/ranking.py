@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.domain.errors import InputError
+from tasks.domain.fusion import Fusion
 
 Floats = npt.NDArray[np.float32]
 MAX_SLATE = 500
@@ -64,6 +65,19 @@ def _ranks(user: npt.NDArray[np.int64], n_users: int) -> npt.NDArray[np.int64]:
     """Position of each entry within its user, from 0; ``user`` ascends."""
     starts = np.searchsorted(user, np.arange(n_users))
     return np.arange(len(user)) - starts[user]
+
+
+def popular_where_empty(queries: Floats, fusion: Fusion) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Queries of which nothing but the prior is known, made to ask for what is popular.
+
+    ``queries`` (n, width) are fused. Returns them, and (n,) True where text and factors are all zero. Their prior
+    keeps its learned weight if that is above 0; a weight of 0 or less would rank the catalog at random or upside down,
+    and becomes 1.
+    """
+    is_empty = ~queries[:, :-1].any(axis=1)
+    asked = queries.copy()
+    asked[is_empty & (queries[:, -1] <= 0), -1] = np.float32(1 / fusion.prior_block)
+    return asked, is_empty
 
 
 def mean_block_cosine(query: Floats, items: Floats, text_width: int) -> tuple[Floats, Floats]:
