@@ -313,7 +313,7 @@ def open_server(settings: IndexSettings) -> QdrantIndex:
 
 
 def _check_server(index: QdrantIndex, client: QdrantClient) -> None:
-    with index._asking("Asking for the server's version"):  # noqa: SLF001 -- same module
+    with index._asking("Asking for the server's version"):  # noqa: SLF001
         found = client.info().version
     numbers = re.match(r"v?(\d+)\.(\d+)", found)
     if numbers is None or (int(numbers[1]), int(numbers[2])) < OLDEST_SERVER:

@@ -21,6 +21,7 @@ from tasks.domain.profiles import Recipe, compute_profiles
 from tasks.domain.records import ItemPayload
 from tasks.domain.vectors import lists_from_matrix, unit_rows
 from tasks.model_state import load_histories, load_item_space, load_version
+from tasks.publish import publish_version
 from tasks.refresh import profile_rows, user_points
 from tasks.transform import build_models
 
@@ -251,8 +252,33 @@ def trained_home(tmp_path_factory):
 @pytest.fixture
 def small_world(trained_home, tmp_path):
     """A copy of the trained world that the test may change."""
-    home, built = trained_home
-    copy = tmp_path / "var"
+    _, built = trained_home
+    return copied_world(built, tmp_path / "var")
+
+
+@pytest.fixture(scope="session")
+def published_home(trained_home, tmp_path_factory):
+    """Built once: ``v1`` was published, then ``v2``, which knows a user and an item more."""
+    _, built = trained_home
+    world = copied_world(built, tmp_path_factory.mktemp("published") / "var")
+    shutil.rmtree(world.resources.home / "index")
+    publish_version(world.resources, "v1", now=world.tick())
+    world.add_items(("i40", "The late robot film", True))
+    world.add_events(world.event("late", "i40"), world.event("late", "i01"))
+    world.train("v2")
+    publish_version(world.resources, "v2", now=world.tick())
+    return world
+
+
+@pytest.fixture
+def two_versions(published_home, tmp_path):
+    """A copy of the world in which ``v2`` was published after ``v1``."""
+    return copied_world(published_home, tmp_path / "var")
+
+
+def copied_world(built: SmallWorld, copy) -> SmallWorld:
+    """The same world in another folder."""
+    home = built.resources.home
     shutil.copytree(home, copy)
     with closing(sqlite3.connect(copy / "warehouse" / "catalog.sqlite")) as catalog, catalog:
         catalog.execute("update ducklake_metadata set value = replace(value, ?, ?)", (f"{home}/", f"{copy}/"))

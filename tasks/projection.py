@@ -1,0 +1,138 @@
+"""A model version between the warehouse and the index: loads it, writes it, and compares the two.
+
+It knows nothing of which version serves.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.domain.fusion import fuse_items, fuse_queries
+from tasks.domain.ports import VectorIndex, Warehouse
+from tasks.domain.projections import TOP_K, Projection, canary_recall, checksum, exact_scores, sample_rows
+from tasks.domain.publication_gate import check_canaries, check_counts, check_sample, check_shapes
+from tasks.domain.records import CheckResult, IndexFilter, ItemPayload, UserPayload
+from tasks.model_state import load_item_space, load_profiles, load_version
+from warehouse.catalog import query_sql
+
+Floats = npt.NDArray[np.float32]
+Stored = Mapping[str, tuple[ItemPayload | UserPayload, Floats]]
+
+N_SAMPLED = 200
+N_CANARIES = 20
+MIN_CANARY_RECALL = 0.95  # a server searches approximately; local mode finds all
+
+
+def load_shape_checks(warehouse: Warehouse, version: str) -> list[CheckResult]:
+    """Width and finiteness of the stored vectors, counted by the warehouse; nothing is loaded."""
+    rows = warehouse.read(query_sql("vector_shapes_of_version"), {"version": version}).to_pylist()
+    return check_shapes(
+        {row["table_name"]: row["n_wrong_width"] for row in rows},
+        {row["table_name"]: row["n_not_finite"] for row in rows},
+    )
+
+
+def load_projection(warehouse: Warehouse, version: str) -> Projection:
+    """Fused vectors and payloads of a version.
+
+    ``warehouse`` must be a view of one snapshot (``Warehouse.at``), or a profile could be read with the snapshot of
+    another state of it. Raises NotFoundError for an unknown version, InputError for vectors of the wrong width.
+    """
+    model = load_version(warehouse, version)
+    fusion = model.recipe.fusion
+    space = load_item_space(warehouse, version)
+    profiles = load_profiles(warehouse, version)
+    snapshots = warehouse.read(query_sql("profile_snapshots_of_version"), {"version": version})
+    as_of = dict(zip(snapshots["user_id"].to_pylist(), snapshots["as_of_snapshot"].to_pylist(), strict=True))
+    users = zip(profiles.user_ids, profiles.n_history, profiles.alpha, profiles.beta, strict=True)
+    return Projection(
+        version=version,
+        text_width=model.text_width,
+        items=fuse_items(space.text, space.factors, space.prior, fusion),
+        item_payloads=_item_payloads(warehouse, version, space.item_ids),
+        users=fuse_queries(profiles.text, profiles.factors, profiles.alpha, profiles.beta, fusion),
+        user_payloads=tuple(UserPayload(u, int(n), float(alpha), float(b), as_of[u]) for u, n, alpha, b in users),
+        user_text=profiles.text,
+    )
+
+
+def write_projection(index: VectorIndex, projection: Projection) -> None:
+    """Make the version's collections and write every point; what a killed attempt left is dropped first.
+
+    A version that serves is written in place, point by point over what is there.
+    """
+    if index.serving_version() != projection.version:
+        index.create_version(projection.version, projection.width)
+    index.upsert_items(projection.version, projection.items, projection.item_payloads)
+    index.upsert_users(projection.version, projection.users, projection.user_payloads)
+
+
+def verify_projection(index: VectorIndex, projection: Projection) -> list[CheckResult]:
+    """Compare the index with the warehouse: counts, a sample to the bit, and canary searches with exact ones.
+
+    Users that a refresh has written since, by their ``as_of_snapshot``, are left out of the comparison.
+    """
+    expected = (len(projection.items), len(projection.users))
+    return [
+        check_counts(expected, index.count(projection.version)),
+        _verify_items(index, projection),
+        _verify_users(index, projection),
+        _verify_search(index, projection),
+    ]
+
+
+def _item_payloads(warehouse: Warehouse, version: str, item_ids: Sequence[str]) -> tuple[ItemPayload, ...]:
+    rows = warehouse.read(query_sql("item_payloads_of_version"), {"version": version}).to_pylist()
+    payloads = {
+        row["item_id"]: ItemPayload(row["item_id"], row["title"], tuple(row["categories"]), row["available"])
+        for row in rows
+    }
+    return tuple(payloads[item_id] for item_id in item_ids)
+
+
+def _verify_items(index: VectorIndex, projection: Projection) -> CheckResult:
+    rows = sample_rows(projection.version, "items", len(projection.items), N_SAMPLED)
+    payloads = [projection.item_payloads[row] for row in rows]
+    expected = {p.item_id: (p, vector) for p, vector in zip(payloads, projection.items[rows], strict=True)}
+    return _compare("items", projection.width, expected, index.items(projection.version, list(expected)))
+
+
+def _verify_users(index: VectorIndex, projection: Projection) -> CheckResult:
+    rows = sample_rows(projection.version, "users", len(projection.users), N_SAMPLED)
+    payloads = [projection.user_payloads[row] for row in rows]
+    found = index.users(projection.version, [payload.user_id for payload in payloads])
+    refreshed = {
+        p.user_id for p in payloads if p.user_id in found and found[p.user_id][0].as_of_snapshot > p.as_of_snapshot
+    }
+    expected = {
+        p.user_id: (p, vector)
+        for p, vector in zip(payloads, projection.users[rows], strict=True)
+        if p.user_id not in refreshed
+    }
+    return _compare("users", projection.width, expected, found)
+
+
+def _compare(kind: str, width: int, expected: Stored, found: Stored) -> CheckResult:
+    missing = np.zeros(width, np.float32)
+    answers = {key: found[key][1] if key in found else missing for key in expected}
+    n_wrong = sum(
+        key not in found or found[key][0] != payload or not np.array_equal(found[key][1], vector)
+        for key, (payload, vector) in expected.items()
+    )
+    vectors = [vector for _, vector in expected.values()]
+    return check_sample(kind, len(expected), n_wrong, _checksum(vectors), _checksum(list(answers.values())))
+
+
+def _checksum(vectors: Sequence[Floats]) -> str:
+    return checksum(np.concatenate(vectors)) if vectors else checksum(np.zeros(0, np.float32))
+
+
+def _verify_search(index: VectorIndex, projection: Projection) -> CheckResult:
+    rows = sample_rows(projection.version, "canaries", len(projection.users), N_CANARIES)
+    exact = exact_scores(projection, rows)
+    recalls = [
+        canary_recall(projection, scores, index.search(projection.version, projection.users[row], TOP_K, IndexFilter()))
+        for row, scores in zip(rows, exact, strict=True)
+    ]
+    return check_canaries(recalls, MIN_CANARY_RECALL)

@@ -1,0 +1,2 @@
+-- One row: how many items may be recommended now.
+select count(*) as n_items from stg_items where available
