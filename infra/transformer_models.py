@@ -145,17 +145,24 @@ def _load(files: ModelFiles, precision: Precision) -> _Loaded:
     transformers_logging.disable_progress_bar()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
-        model = AutoModel.from_pretrained(files.folder, dtype=dtype, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelMissingError(
-            f"The language model {files.name} could not be loaded from {files.folder}: {error}. "
-            "It must be a model that transformers knows, with its tokenizer. Put its files there again, or set "
-            "NEARLINE_ENCODER__MODEL to another model."
-        ) from error
+        model, report = AutoModel.from_pretrained(files.folder, local_files_only=True, **options)
+    except Exception as error:
+        raise _unloadable(files, str(error)) from error
+    absent = sorted(name for name in report["missing_keys"] if "pooler" not in name)  # of which we have our own
+    if absent:
+        raise _unloadable(files, f"its weights lack {', '.join(absent[:3])} ({len(absent)} in all)")
     logger.info("Loaded %s on %s in %.1f s.", files.name, device, time.perf_counter() - started)
     return _Loaded(tokenizer, model.eval().to(device), device, tokenizer.pad_token_id or 0)
+
+
+def _unloadable(files: ModelFiles, reason: str) -> ModelMissingError:
+    return ModelMissingError(
+        f"The language model {files.name} could not be loaded from {files.folder}: {reason}. It must be a model that "
+        "transformers knows, with its tokenizer. Put its files there again, or set NEARLINE_ENCODER__MODEL to another."
+    )
 
 
 def _pool(states: "torch.Tensor", mask: "torch.Tensor", pooling: str) -> "torch.Tensor":
