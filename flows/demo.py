@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.display import quality_table, receipt_line, slate_table
+from flows.display import quality_table, receipt_line, slate_table, stage_lines
 from infra.demo_data import prepare_movielens
 from infra.resources import build_resources
 from infra.settings import Settings
@@ -64,7 +64,7 @@ def _run_batch(resources: Resources, console: Console) -> str:
     _title(console, "2. The nightly batch", "check, transform, embed, learn, evaluate, publish, write slates")
     with _spinner(console, "starting Prefect"):
         from flows.daily_batch import daily_batch
-    with _stage_lines(console):
+    with stage_lines(console):
         daily_batch()
     with resources.index() as index:
         version = index.serving_version()

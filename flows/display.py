@@ -1,13 +1,17 @@
 """Tables and lines for a terminal. It computes nothing, and treats titles and ids as text, never as markup."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
 from tasks.domain.explanations import phrase_reasons
 from tasks.domain.records import Receipt, Slate
+from tasks.progress import StageEvent, watch_stages
 
 SPLITS = {"user_tail": "each user's last 20 %", "global_time": "the last 20 % of time"}
 
@@ -25,8 +29,8 @@ def slate_table(slate: Slate) -> Table:
         table.add_column("why", ratio=4, style="dim")
     for item in slate.items:
         parts = (item.score, item.text_part, item.factors_part, item.prior_part)
-        row = [str(item.rank), Text(item.title), *(f"{part:.3f}" for part in parts)]
-        table.add_row(*row, *([Text(phrase_reasons(item))] if explained else []))
+        why = [Text(phrase_reasons(item))] if explained else []
+        table.add_row(str(item.rank), Text(item.title), *(f"{part:.3f}" for part in parts), *why)
     return table
 
 
@@ -52,3 +56,24 @@ def receipt_line(receipt: Receipt) -> Text:
     done = "unchanged, re-used" if receipt.reused else f"{receipt.n_in:,} in, {receipt.n_out:,} out"
     line = Text(f"  {receipt.stage:<22} {done:<30} {receipt.seconds:6.1f} s")
     return line.append(f"  {receipt.note}", style="dim") if receipt.note else line
+
+
+@contextmanager
+def stage_lines(console: Console) -> Iterator[None]:
+    """Say what the stages of a run do while they do it: one line for each that ended, and the one at work below."""
+    with console.status("starting") as status, watch_stages(lambda event: _show_stage(console, status, event)):
+        yield
+
+
+def _show_stage(console: Console, status: Status, event: StageEvent) -> None:
+    if event.kind == "started":
+        status.update(Text(event.stage))
+    elif event.kind == "progress":
+        status.update(Text(f"{event.stage}: {event.done:,} of {event.total:,}"))
+    elif event.kind == "failed":
+        console.print(Text(f"  {event.stage:<22} failed {event.seconds:>30.1f} s", style="red"))
+    elif event.receipts:
+        for receipt in event.receipts:
+            console.print(receipt_line(receipt))
+    else:
+        console.print(Text(f"  {event.stage:<22} {'done':<30} {event.seconds:6.1f} s"))
