@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.settings import Settings, load_settings
-from tasks.domain.ports import Compute, TextEncoder, Validator, VectorIndex, Warehouse
+from tasks.domain.ports import Compute, SourceFiles, TextEncoder, Validator, VectorIndex, Warehouse
 from tasks.domain.records import EventType
 
 if TYPE_CHECKING:
@@ -48,11 +48,27 @@ class LocalResources:
         """Texts in one unit of embedding work."""
         return self.settings.encoder.partition_items
 
+    @property
+    def keep_versions(self) -> int:
+        """Published versions that stay in the index and in the warehouse."""
+        return self.settings.index.keep_versions
+
+    @property
+    def gate_limits(self) -> Mapping[str, float]:
+        """Limits that the checks of the contracts name."""
+        return self.settings.gates.model_dump()
+
     def warehouse(self, *, read_only: bool = False) -> AbstractContextManager[Warehouse]:
         """The DuckLake in ``home/warehouse``."""
         from infra.ducklake_warehouse import open_warehouse
 
         return open_warehouse(self.home / "warehouse", self.settings.warehouse, read_only=read_only)
+
+    def source_files(self) -> SourceFiles:
+        """CSV, JSON lines and Parquet."""
+        from infra.source_files import LocalSourceFiles
+
+        return LocalSourceFiles()
 
     def index(self) -> AbstractContextManager[VectorIndex]:
         """Qdrant: a server, or local mode in ``home/index``."""

@@ -104,6 +104,8 @@ class GateSettings(_Section):
 
     max_quarantined_share: float = Field(default=0.1, ge=0, le=1)
     """An import stops when a larger share of its rows is refused."""
+    max_row_drop: float = Field(default=0.5, ge=0, le=1)
+    """The gate after the SQL models stops when a table lost a larger share of its rows since they ran before."""
     min_text_coverage: float = Field(default=0.5, ge=0, le=1)
     """A publication stops when a smaller share of the items has a text embedding."""
     max_quality_drop: float = Field(default=0.0, ge=0, le=1)

@@ -1,7 +1,9 @@
 """What the tasks need from the outside, as Protocols. It knows nothing of who implements them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -76,6 +78,47 @@ class Warehouse(Protocol):
 
         Raises WarehouseBusyError when the catalog stays locked.
         """
+
+    def maintain(
+        self, *, keep_from: int | None, keep: Collection[int], older_than: datetime, unused_since: datetime
+    ) -> Mapping[str, int]:
+        """Write inlined rows to files, merge small files, expire snapshots, delete files that nothing refers to.
+
+        A snapshot expires only if it is older than ``older_than`` (UTC), lies before ``keep_from`` (None: no bound),
+        is not one of ``keep`` and is not the newest. A file is deleted only if it has been out of use since
+        ``unused_since``. Returns what was done: ``flushed_rows``, ``merged_files``, ``expired_snapshots`` and
+        ``deleted_files``. Raises WarehouseBusyError.
+        """
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """What one file holds, before anything is checked.
+
+    ``rows`` has the file's own column names (lists and objects as JSON text, every value of a CSV or JSON file as
+    text, null where it was empty) and ``positions`` (int64) says which row of the file each one is, from 1.
+    ``unreadable`` are rows that could not be taken apart: position, text, why. ``content_hash`` is the SHA-256 of the
+    file.
+    """
+
+    source: str
+    content_hash: str
+    rows: pa.Table
+    positions: pa.Array
+    unreadable: tuple[tuple[int, str, str], ...] = ()
+
+
+class SourceFiles(Protocol):
+    """Reads files that people bring."""
+
+    def find(self, paths: Sequence[Path]) -> list[Path]:
+        """The files themselves: a folder stands for those in it that can be read, by name. Raises InputError."""
+
+    def content_hash(self, path: Path) -> str:
+        """SHA-256 of a file."""
+
+    def read(self, path: Path) -> SourceRows:
+        """All rows of one file. Raises InputError if it is empty, in another format or in another encoding."""
 
 
 class VectorIndex(Protocol):
@@ -176,8 +219,19 @@ class Resources(Protocol):
     def partition_items(self) -> int:
         """Texts in one unit of embedding work."""
 
+    @property
+    def keep_versions(self) -> int:
+        """Published versions that stay in the index and in the warehouse."""
+
+    @property
+    def gate_limits(self) -> Mapping[str, float]:
+        """Limits of the gates by name, for the checks that say ``$name``."""
+
     def warehouse(self, *, read_only: bool = False) -> AbstractContextManager[Warehouse]:
         """The warehouse, its tables created on the first use."""
+
+    def source_files(self) -> SourceFiles:
+        """The reader of files to import."""
 
     def index(self) -> AbstractContextManager[VectorIndex]:
         """The vector index. Raises IndexUnavailableError."""

@@ -1,0 +1,191 @@
+"""Runs the checks of a gate, keeps their outcomes, and stops the flow. It knows nothing of how a check is computed.
+
+What a gate checks stands in the contracts under ``warehouse/models``; ``docs/gates.md`` says how to add a check.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+
+from tasks.domain.errors import GateError, InputError, NotFoundError
+from tasks.domain.ports import Resources, Validator, Warehouse
+from tasks.domain.records import CheckResult
+from warehouse.catalog import GATES, Check, Contract, contracts, query_sql
+
+BATCH_ROWS = 1_000_000
+"""Rows that are checked at once. A larger table is split by the hash of its key, so that equal keys meet."""
+
+logger = logging.getLogger(__name__)
+
+
+def check_gate(
+    resources: Resources,
+    gate: str,
+    *,
+    run_id: str,
+    now: datetime,
+    version: str | None = None,
+    rows: Mapping[str, pa.Table] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> list[CheckResult]:
+    """Run every check that the contracts declare for ``gate``, over the tables or, where given, over ``rows``.
+
+    ``rows`` are tables in memory by name; then only those are checked. Of a table with a column ``version`` only the
+    rows of ``version`` are read, where it is given. ``parameters`` go beside the limits of the settings. The outcomes
+    are written to ``gate_results``. Raises GateError if a check with severity stop failed.
+    """
+    if gate not in GATES:
+        raise InputError(f"There is no gate {gate!r}. Gates: {', '.join(GATES)}.")
+    given = {"version": version, **resources.gate_limits, **(parameters or {})}
+    validator = resources.validator()
+    results: list[CheckResult] = []
+    with resources.warehouse(read_only=True) as warehouse:
+        for contract in _contracts_of(gate, rows):
+            for part in _parts(contract.gate_checks(gate)):
+                asked = replace(contract, checks=part)
+                batches = (
+                    _answer(warehouse, asked, given, rows) if part[0].query else _batches(warehouse, asked, given, rows)
+                )
+                results += _validated(validator, asked, batches, given)
+    record_checks(resources, gate, results, run_id=run_id, now=now, version=version)
+    return results
+
+
+def record_checks(
+    resources: Resources,
+    gate: str,
+    results: Sequence[CheckResult],
+    *,
+    run_id: str,
+    now: datetime,
+    version: str | None = None,
+) -> None:
+    """Write the outcomes of checks to ``gate_results``, in place of earlier ones of the same run.
+
+    Raises GateError, with what was seen, what is allowed and what to do, if a check with severity stop failed.
+    """
+    if not results:
+        return
+    table = _result_rows(gate, results, run_id, now, version)
+    same = {name: sorted(set(table[name].to_pylist())) for name in ("table_name", "expectation")}
+    with resources.warehouse() as warehouse:
+        key = {"run_id": run_id, "gate": gate, **same}
+        warehouse.commit(lambda transaction: transaction.replace("gate_results", table, key))
+    for result in results:
+        if not result.passed and result.severity == "warn":
+            logger.warning("gate=%s %s", gate, _line(result))
+    failed = [result for result in results if not result.passed and result.severity == "stop"]
+    logger.info("gate=%s run=%s checks=%d stopped=%d", gate, run_id, len(results), len(failed))
+    if failed:
+        raise GateError(_message(gate, run_id, failed, len(results)))
+
+
+def _contracts_of(gate: str, rows: Mapping[str, pa.Table] | None) -> list[Contract]:
+    unknown = [table for table in rows or () if table not in contracts()]
+    if unknown:
+        raise NotFoundError(f"There is no contract for {', '.join(unknown)}. Tables: {', '.join(contracts())}.")
+    wanted = contracts().values() if rows is None else [contracts()[table] for table in rows]
+    return [contract for contract in wanted if contract.gate_checks(gate)]
+
+
+def _parts(checks: Sequence[Check]) -> list[tuple[Check, ...]]:
+    """The checks of one table, by what they look at: its own rows, or the answer of a query."""
+    ordered = sorted(checks, key=lambda check: check.query)
+    return [tuple(part) for _, part in groupby(ordered, key=lambda check: check.query)]
+
+
+def _validated(
+    validator: Validator, contract: Contract, batches: Iterator[pa.Table], given: Mapping[str, Any]
+) -> list[CheckResult]:
+    """One result for each check, over all batches together."""
+    outcomes = [validator.validate(contract, batch, parameters=given) for batch in batches]
+    return [_joined(parts) for parts in zip(*outcomes, strict=True)]
+
+
+def _joined(parts: tuple[CheckResult, ...]) -> CheckResult:
+    if len(parts) == 1:
+        return parts[0]
+    shown = next((part for part in parts if not part.passed), parts[0])
+    n_failed = sum(part.n_failed for part in parts)
+    return replace(shown, observed=f"in a batch of {len(parts)}: {shown.observed}", n_failed=n_failed, failed_rows=())
+
+
+def _answer(
+    warehouse: Warehouse, contract: Contract, given: Mapping[str, Any], rows: Mapping[str, pa.Table] | None
+) -> Iterator[pa.Table]:
+    sql = query_sql(contract.checks[0].query)
+    yield warehouse.read(sql, _used(sql, {**given, "table_name": contract.table}), rows)
+
+
+def _batches(
+    warehouse: Warehouse, contract: Contract, given: Mapping[str, Any], rows: Mapping[str, pa.Table] | None
+) -> Iterator[pa.Table]:
+    """The columns that the checks need, at most about ``BATCH_ROWS`` rows at a time."""
+    table = _quoted(contract.table)
+    names = dict.fromkeys(name for check in contract.checks for name in check.columns)
+    derived = contract.derived
+    columns = ", ".join(f"{derived[n]} as {_quoted(n)}" if n in derived else _quoted(n) for n in names) or "1 as row"
+    own_version = given["version"] is not None and any(column.name == "version" for column in contract.columns)
+    condition = "version = $version" if own_version else "true"
+    parameters: dict[str, object] = {"version": given["version"]} if own_version else {}
+    counted = warehouse.read(f"select count(*) as n from {table} where {condition}", parameters, rows)  # noqa: S608
+    n_batches = max(1, -(-counted["n"][0].as_py() // BATCH_ROWS))
+    key = ", ".join(_quoted(name) for name in contract.key)
+    for number in range(n_batches):
+        chosen = condition if n_batches == 1 else f"{condition} and hash({key}) % {n_batches} = {number}"
+        yield warehouse.read(f"select {columns} from {table} where {chosen}", parameters, rows)  # noqa: S608
+
+
+def _used(sql: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if f"${name}" in sql}
+
+
+def _quoted(name: str) -> str:
+    escaped = name.replace('"', '""')
+    return f'"{escaped}"'
+
+
+def _result_rows(
+    gate: str, results: Sequence[CheckResult], run_id: str, now: datetime, version: str | None
+) -> pa.Table:
+    rows = [
+        {
+            "run_id": run_id,
+            "gate": gate,
+            "table_name": result.table,
+            "expectation": result.expectation,
+            "column_name": result.column,
+            "severity": result.severity,
+            "passed": result.passed,
+            "observed": result.observed,
+            "allowed": result.allowed,
+            "n_failed": result.n_failed,
+            "advice": result.advice,
+            "version": version,
+            "checked_at": now,
+        }
+        for result in results
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def _line(result: CheckResult) -> str:
+    where = f"{result.table}.{result.column}" if result.column else result.table
+    return f"{where}: {result.expectation}: seen: {result.observed}; allowed: {result.allowed}"
+
+
+def _message(gate: str, run_id: str, failed: Sequence[CheckResult], n_checks: int) -> str:
+    lines = [f"The gate {gate!r} stopped the flow: {len(failed)} of {n_checks} checks failed."]
+    for result in failed:
+        lines.append(f"- {_line(result)}")
+        if result.advice:
+            lines.append(f"  What to do: {result.advice}")
+    lines.append("Nothing was published: the version that served before still serves.")
+    look = f"nearline sql \"select * from gate_results where run_id = '{run_id}'\""  # noqa: S608 - shown, not run
+    lines.append(f"All outcomes: {look}")
+    return "\n".join(lines)
