@@ -309,4 +309,4 @@ def fill(world: SmallWorld) -> None:
 @pytest.fixture
 def empty_world(tmp_path):
     """A world before anything was imported."""
-    return SmallWorld(SmallResources(load_settings(home=tmp_path / "var")))
+    return SmallWorld(SmallResources(load_settings(home=tmp_path / "empty")))

@@ -1,0 +1,66 @@
+"""Nearline and batch are the same function of the same events, however these arrive."""
+
+import numpy as np
+import pytest
+
+from tasks.domain.profiles import compute_profiles
+from tasks.model_state import load_histories, load_item_space, load_profiles, load_version
+from tasks.refresh import refresh
+
+USERS = [*(f"u{n:02}" for n in range(8)), "late", "new"]
+TYPES = ("like", "view", "purchase", "dislike", "rating", "impression")
+
+
+def random_stream(world, rng, n_events):
+    """Events of few users in random order of time, with duplicates, corrections, moves and retractions."""
+    rows = []
+    for _ in range(n_events):
+        kind = rng.choice(("new", "new", "new", "duplicate", "correction", "move", "retraction"))
+        at = world.clock + np.timedelta64(int(rng.integers(-200, 200)), "h").item()
+        user_id, item_id = str(rng.choice(USERS)), f"i{rng.integers(40):02}"
+        if kind == "new" or not rows:
+            event_type = str(rng.choice(TYPES))
+            value = float(rng.integers(1, 6)) if event_type == "rating" else None
+            text = f"{rng.choice(('space', 'love', 'unknown'))} stories" if rng.random() < 0.2 else None
+            if text:
+                rows.append(world.event(user_id, None, "search", at=at, text=text))
+            else:
+                rows.append(world.event(user_id, item_id, event_type, at=at, value=value))
+            continue
+        old = rows[rng.integers(len(rows))]
+        new = world.event(old["user_id"], old["item_id"], old["event_type"], at=old["occurred_at"],
+                          event_id=old["event_id"], value=old["value"], text=old["text"])  # fmt: skip
+        if kind == "correction" and old["item_id"]:
+            new["item_id"] = item_id
+        elif kind == "move":
+            new["user_id"] = user_id
+        elif kind == "retraction":
+            new["event_type"] = "retraction"
+        rows.append(new)
+    return rows
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_nearline_equals_batch_after_a_stream_in_random_chunks(small_world, seed):
+    rng = np.random.default_rng(seed)
+    stream = random_stream(small_world, rng, 80)
+    cuts = sorted(rng.choice(np.arange(1, 80), 4, replace=False))
+    for chunk in np.split(np.array(stream, object), cuts):
+        small_world.add_events(*chunk)
+        if rng.random() < 0.8:
+            refresh(small_world.resources, now=small_world.tick(), chunk_users=int(rng.integers(3, 12)))
+    refresh(small_world.resources, now=small_world.tick())
+    with small_world.resources.warehouse(read_only=True) as warehouse:
+        model, items = load_version(warehouse, "v1"), load_item_space(warehouse, "v1")
+        nearline = load_profiles(warehouse, "v1")
+        histories, _ = load_histories(warehouse, model, items, warehouse.latest_snapshot(), nearline.user_ids)
+        everybody, _ = load_histories(warehouse, model, items, warehouse.latest_snapshot())
+    batch = compute_profiles(histories, items, model.recipe)
+    assert set(everybody.user_ids) <= set(nearline.user_ids)
+    for name in ("text", "factors", "alpha", "beta", "drift"):
+        assert np.abs(getattr(nearline, name) - getattr(batch, name)).max() < 1e-5, name
+    assert (nearline.n_history == batch.n_history).all()
+    with small_world.resources.index() as index:
+        points = index.users("v1", nearline.user_ids)
+    assert set(points) == set(nearline.user_ids)
+    assert [points[u][0].n_history for u in nearline.user_ids] == batch.n_history.tolist()
