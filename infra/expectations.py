@@ -48,7 +48,7 @@ class ExpectationsValidator:
         arguments = [_filled(contract, check, parameters or {}) for check in contract.checks]
         results = self._run(contract, rows, arguments)
         return [
-            _check_result(contract.table, check, filled, result)
+            _check_result(contract.table, check, filled, result, _single_value(rows, check))
             for check, filled, result in zip(contract.checks, arguments, results, strict=True)
         ]
 
@@ -164,7 +164,7 @@ def _expectation(contract: Contract, check: Check, arguments: Mapping[str, Any],
 
 
 def _check_result(
-    table: str, check: Check, arguments: Mapping[str, Any], result: "ExpectationValidationResult"
+    table: str, check: Check, arguments: Mapping[str, Any], result: "ExpectationValidationResult", value: str | None
 ) -> CheckResult:
     rows = result.result.get("unexpected_index_list") or ()
     n_failed = int(result.result.get("unexpected_count") or 0)
@@ -174,12 +174,20 @@ def _check_result(
         column=", ".join(check.columns) or None,
         severity=check.severity,
         passed=bool(result.success),
-        observed=_observed(result),
+        observed=_observed(result) if value is None else value,
         allowed=_allowed(check, arguments),
         n_failed=n_failed if n_failed or result.success else 1,
         failed_rows=tuple(int(row) for row in rows[:_SHOWN_ROWS]),
         advice=check.advice,
     )
+
+
+def _single_value(rows: pa.Table, check: Check) -> str | None:
+    """The value itself where a check looks at the one row that a query answered."""
+    if not check.query or rows.num_rows != 1 or len(check.columns) != 1 or check.columns[0] not in rows.column_names:
+        return None
+    value = rows[check.columns[0]][0].as_py()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _observed(result: "ExpectationValidationResult") -> str:

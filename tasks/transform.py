@@ -56,14 +56,15 @@ def _inputs(warehouse: Warehouse, resources: Resources) -> tuple[int, str]:
 
 def _build(transaction: Transaction, resources: Resources, inputs_hash: str, now: datetime) -> int:
     shadows = {"event_types": event_type_rows(resources.event_types.values())}
-    n_rows = 0
+    counts = []
     for table in MODELS:
         sql = model_sql(table)
         parameters = {"half_life_days": resources.interaction_half_life_days} if "$half_life_days" in sql else None
         transaction.execute(f"delete from {table}")  # noqa: S608 - a name of this module
         transaction.execute(f"insert into {table} by name {sql}", parameters, shadows)
         counted = transaction.read(f"select count(*) as n from {table}")  # noqa: S608 - likewise
-        n_rows += int(counted["n"][0].as_py())
-    row = pa.table({"inputs_hash": [inputs_hash], "n_rows": [n_rows], "built_at": [now]})
-    transaction.append("builds", row)
-    return n_rows
+        counts.append(int(counted["n"][0].as_py()))
+    rows = {"built_at": now, "inputs_hash": inputs_hash}
+    lines = [{**rows, "table_name": table, "n_rows": n} for table, n in zip(MODELS, counts, strict=True)]
+    transaction.append("builds", pa.Table.from_pylist(lines))
+    return sum(counts)

@@ -1,5 +1,5 @@
--- one row: the newest run of the SQL models; none before the first
-select inputs_hash, n_rows
+-- one row: the newest run of the SQL models, all tables together; none before the first
+select any_value(inputs_hash) as inputs_hash, cast(sum(n_rows) as bigint) as n_rows
 from builds
-order by built_at desc
-limit 1
+where built_at = (select max(built_at) from builds)
+having count(*) > 0
