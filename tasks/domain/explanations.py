@@ -14,7 +14,16 @@ import numpy.typing as npt
 from scipy import sparse
 
 from tasks.domain.factors import TextTerms, attribute_scores
-from tasks.domain.profiles import Histories, ItemSpace, Profiles, Recipe, TextCoefficients, text_coefficients
+from tasks.domain.profiles import (
+    Histories,
+    ItemSpace,
+    Profiles,
+    Recipe,
+    TextCoefficients,
+    text_coefficients,
+    text_terms,
+    weigh_recency,
+)
 from tasks.domain.records import Because, Recommendation
 
 Doubles = npt.NDArray[np.float64]
@@ -45,16 +54,17 @@ def split_by_reason(
     history by Hu, Koren and Volinsky 2008, section 5. ``profiles`` must have been computed from ``histories`` (rows in
     the same order), and the columns of each history must ascend.
     """
-    coefficients = text_coefficients(histories, items, recipe)
-    predicted = histories.texts @ items.text_map
+    recent, _ = weigh_recency(histories, items, recipe)
+    coefficients = text_coefficients(recent, items)
+    written = text_terms(recent, items)
     gram = items.factors.T.astype(np.float64) @ items.factors
     for user, rows in enumerate(targets):
         start, end = histories.interactions.indptr[user : user + 2]
         history = histories.interactions.indices[start:end].astype(np.int64)
         texts = np.flatnonzero(histories.text_user == user)
         alpha = float(profiles.alpha[user])
-        terms = TextTerms(predicted[texts], np.zeros(len(texts), np.int64), histories.text_weight[texts])
-        weights = histories.interactions.data[start:end]
+        terms = TextTerms(written.factors[texts], np.zeros(len(texts), np.int64), written.weight[texts])
+        weights = recent.interactions.data[start:end]
         by_factors = attribute_scores(
             history, weights, items.factors, rows, recipe.factor_parameters, texts=terms, gram=gram
         )

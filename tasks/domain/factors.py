@@ -36,19 +36,19 @@ class FactorParameters:
 
     n_factors: int = 64
     """Length of a factor."""
-    regularization: float = 0.003
+    regularization: float = 0.25
     """Strength of the penalty of users and items."""
-    frequency_exponent: float = 1.0
+    frequency_exponent: float = 0.5
     """How the penalty grows with the size of a history: 0 not at all, 1 in proportion."""
-    unobserved_weight: float = 0.1
+    unobserved_weight: float = 0.2
     """Weight of every pair, seen or not, as one of preference 0."""
     text_prior: float = 1.0
     """Share, in [0, 1], of an item's penalty that pulls it toward its text instead of zero."""
-    text_ridge: float = 1.0
+    text_ridge: float = 10.0
     """Strength of the ridge of the map from text to factors."""
     user_text_weight: float = 1.0
     """Confidence of a user's text as a term of their half-step, times the weight of its event."""
-    n_sweeps: int = 15
+    n_sweeps: int = 12
     """Passes over users and items."""
     seed: int = 0
     """Seed of the start values."""

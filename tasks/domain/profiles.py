@@ -6,7 +6,7 @@ where histories are read or profiles are written.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -20,6 +20,8 @@ from tasks.domain.records import EventType
 from tasks.domain.vectors import unit_rows
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+_NO_LENGTH = 1e-9
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Recipe:
     """Everything frozen in a model version that profiles depend on beside the items.
 
     ``fast_half_life`` and ``slow_half_life`` are counted in interactions, ``interaction_half_life_days`` in days.
+    ``fast_share``, in [0, 1], is the fast decay's part in the weight of a history before drift moves it.
     """
 
     factor_parameters: FactorParameters
@@ -94,6 +97,7 @@ class Recipe:
     slow_half_life: float
     interaction_half_life_days: float
     event_types: tuple[EventType, ...]
+    fast_share: float = 0.85
 
     def to_json(self) -> str:
         """As stored in ``model_versions.recipe``: everything but the fusion, which has its own column."""
@@ -112,11 +116,10 @@ class Recipe:
 
 class TextCoefficients(NamedTuple):
     """What each item and each text weighs in a user's text mean: ``t_u = items @ ItemSpace.text + texts @
-    Histories.texts``. ``items`` (n_users, n_items) and ``texts`` (n_users, n_texts) CSR; ``drift`` (n_users,)."""
+    Histories.texts``. ``items`` (n_users, n_items) and ``texts`` (n_users, n_texts) CSR."""
 
     items: sparse.csr_matrix
     texts: sparse.csr_matrix
-    drift: Floats
 
 
 def compute_profiles(histories: Histories, items: ItemSpace, recipe: Recipe, *, n_threads: int = 1) -> Profiles:
@@ -125,12 +128,12 @@ def compute_profiles(histories: Histories, items: ItemSpace, recipe: Recipe, *, 
     A user without positive interactions gets the weights of a text request if they wrote something, else those of
     the first bucket.
     """
-    coefficients = text_coefficients(histories, items, recipe)
+    recent, drift = weigh_recency(histories, items, recipe)
+    coefficients = text_coefficients(recent, items)
     text = coefficients.items @ items.text + coefficients.texts @ histories.texts
-    factors = fold_in(
-        histories.interactions, items.factors, recipe.factor_parameters, texts=text_terms(histories, items),
-        n_threads=n_threads,
-    )  # fmt: skip
+    terms = text_terms(recent, items)
+    parameters = recipe.factor_parameters
+    factors = fold_in(recent.interactions, items.factors, parameters, texts=terms, n_threads=n_threads)
     lengths = history_lengths(histories.interactions)
     alpha, beta = _weights(lengths, np.bincount(histories.text_user, minlength=len(lengths)) > 0, recipe.fusion)
     return Profiles(
@@ -140,8 +143,28 @@ def compute_profiles(histories: Histories, items: ItemSpace, recipe: Recipe, *, 
         n_history=lengths,
         alpha=alpha,
         beta=beta,
-        drift=coefficients.drift,
+        drift=drift,
     )
+
+
+def weigh_recency(histories: Histories, items: ItemSpace, recipe: Recipe) -> tuple[Histories, Floats]:
+    """The histories with weights that decay with age, and the drift of each user, (n_users,) in [0, 2].
+
+    A weight is multiplied by ``(1 - g) * 0.5 ** (age / slow) + g * 0.5 ** (age / fast)``. Drift is the cosine distance
+    of the means of the texts under either decay alone, and ``g = min(1, fast_share + drift)``: a user whose newest
+    interest has left the older one is followed faster. The signs of the weights, and zeros, stay.
+    """
+    drift = _drift(histories, items, recipe)
+    share = np.minimum(1, recipe.fast_share + drift)
+    rows = _rows(histories.interactions)
+    weight = histories.interactions.data * _decay(histories.ages.data, share[rows], recipe)
+    decayed = sparse.csr_matrix(
+        (weight.astype(np.float32), histories.interactions.indices, histories.interactions.indptr),
+        shape=histories.interactions.shape,
+    )
+    text_weight = histories.text_weight * _decay(histories.text_age, share[histories.text_user], recipe)
+    recent = replace(histories, interactions=decayed, text_weight=text_weight.astype(np.float32))
+    return recent, drift.astype(np.float32)
 
 
 def history_lengths(interactions: sparse.csr_matrix) -> npt.NDArray[np.int64]:
@@ -149,28 +172,17 @@ def history_lengths(interactions: sparse.csr_matrix) -> npt.NDArray[np.int64]:
     return np.bincount(_rows(interactions)[interactions.data > 0], minlength=interactions.shape[0]).astype(np.int64)
 
 
-def text_terms(histories: Histories, items: ItemSpace) -> TextTerms:
-    """The users' texts as terms of the factor half-step."""
-    return TextTerms(histories.texts @ items.text_map, histories.text_user, histories.text_weight)
+def text_terms(recent: Histories, items: ItemSpace) -> TextTerms:
+    """The users' texts as terms of the factor half-step; ``recent`` comes from ``weigh_recency``."""
+    return TextTerms(recent.texts @ items.text_map, recent.text_user, recent.text_weight)
 
 
-def text_coefficients(histories: Histories, items: ItemSpace, recipe: Recipe) -> TextCoefficients:
-    """Weights of the text mean.
-
-    A fast and a slow mean over what was liked and written, each decaying by its half-life and scaled to unit length,
-    are joined as ``(1 - drift) * slow + drift * fast``, at unit length, with ``drift`` their cosine distance cut to
-    [0, 1]: a user whose newest interest has left the older one is followed faster.
-    """
-    slow = _decayed(histories, recipe.slow_half_life)
-    fast = _decayed(histories, recipe.fast_half_life)
-    slow_mean, slow = _unit_mean(slow, histories, items)
-    fast_mean, fast = _unit_mean(fast, histories, items)
-    both = slow_mean.any(axis=1) & fast_mean.any(axis=1)
-    drift = np.where(both, 1 - np.einsum("nd,nd->n", slow_mean, fast_mean), 0).clip(0, 2)
-    share = drift.clip(0, 1)[:, None]
-    joined = _blend(slow, fast, share)
-    _, (item_part, text_part) = _unit_mean(joined, histories, items)
-    return TextCoefficients(item_part, text_part, drift.astype(np.float32))
+def text_coefficients(recent: Histories, items: ItemSpace) -> TextCoefficients:
+    """Weights of the text mean over what was liked and written; ``recent`` comes from ``weigh_recency``."""
+    likes, texts = _liked(recent)
+    norms = np.linalg.norm(_mean(likes, texts, recent, items), axis=1)
+    inverse = sparse.diags_array(np.divide(1, norms, out=np.zeros_like(norms), where=norms > _NO_LENGTH))
+    return TextCoefficients(sparse.csr_matrix(inverse @ likes), sparse.csr_matrix(inverse @ texts))
 
 
 def request_histories(
@@ -194,30 +206,37 @@ def request_histories(
     )
 
 
-_Parts = tuple[sparse.csr_matrix, sparse.csr_matrix]
+def _drift(histories: Histories, items: ItemSpace, recipe: Recipe) -> Doubles:
+    likes, texts = _liked(histories)
+    means = []
+    for half_life in (recipe.slow_half_life, recipe.fast_half_life):
+        by_item, by_text = likes.copy(), texts.copy()
+        by_item.data *= 0.5 ** (histories.ages.data / half_life)
+        by_text.data *= 0.5 ** (histories.text_age[by_text.indices] / half_life)
+        means.append(unit_rows(_mean(by_item, by_text, histories, items)))
+    slow, fast = means
+    known = slow.any(axis=1) & fast.any(axis=1)
+    return np.where(known, 1 - np.einsum("nd,nd->n", slow, fast), 0).clip(0, 2)
 
 
-def _decayed(histories: Histories, half_life: float) -> _Parts:
+def _decay(ages: Floats, fast_share: Doubles, recipe: Recipe) -> Doubles:
+    slow, fast = 0.5 ** (ages / recipe.slow_half_life), 0.5 ** (ages / recipe.fast_half_life)
+    decay: Doubles = (1 - fast_share) * slow + fast_share * fast
+    return decay
+
+
+def _liked(histories: Histories) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """Positive weights (n_users, n_items), in the structure of the interactions, and of texts (n_users, n_texts)."""
     likes = histories.interactions
-    weight = np.maximum(likes.data, 0).astype(np.float64) * 0.5 ** (histories.ages.data / half_life)
-    item_part = sparse.csr_matrix((weight, likes.indices, likes.indptr), shape=likes.shape)
-    text_weight = histories.text_weight.astype(np.float64) * 0.5 ** (histories.text_age / half_life)
-    cells = (histories.text_user, np.arange(len(text_weight)))
-    return item_part, sparse.csr_matrix((text_weight, cells), shape=(likes.shape[0], len(text_weight)))
+    weight = np.maximum(likes.data, 0).astype(np.float64)
+    cells = (histories.text_weight.astype(np.float64), (histories.text_user, np.arange(len(histories.text_user))))
+    texts = sparse.csr_matrix(cells, shape=(likes.shape[0], len(histories.text_user)))
+    return sparse.csr_matrix((weight, likes.indices, likes.indptr), shape=likes.shape), texts
 
 
-def _unit_mean(parts: _Parts, histories: Histories, items: ItemSpace) -> tuple[npt.NDArray[np.float64], _Parts]:
-    item_part, text_part = parts
-    mean = item_part @ items.text.astype(np.float64) + text_part @ histories.texts.astype(np.float64)
-    norms = np.linalg.norm(mean, axis=1)
-    inverse = sparse.diags_array(np.divide(1, norms, out=np.zeros_like(norms), where=norms > 1e-9))
-    return unit_rows(mean), (sparse.csr_matrix(inverse @ item_part), sparse.csr_matrix(inverse @ text_part))
-
-
-def _blend(slow: _Parts, fast: _Parts, share: npt.NDArray[np.float64]) -> _Parts:
-    keep, move = sparse.diags_array(1 - share[:, 0]), sparse.diags_array(share[:, 0])
-    item_part, text_part = (keep @ s + move @ f for s, f in zip(slow, fast, strict=True))
-    return sparse.csr_matrix(item_part), sparse.csr_matrix(text_part)
+def _mean(likes: sparse.csr_matrix, texts: sparse.csr_matrix, histories: Histories, items: ItemSpace) -> Doubles:
+    mean = likes.astype(np.float32) @ items.text + texts.astype(np.float32) @ histories.texts
+    return np.asarray(mean, np.float64)
 
 
 def _weights(lengths: npt.NDArray[np.int64], has_text: npt.NDArray[np.bool_], fusion: Fusion) -> tuple[Floats, Floats]:
