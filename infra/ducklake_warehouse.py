@@ -4,8 +4,9 @@ It knows nothing of what the tables mean: their shapes come from the contracts, 
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -84,6 +85,36 @@ class DuckLakeWarehouse:
             raise TerminalError("A write was asked of a warehouse that is open for reading. Open it without read_only.")
         with self._storage.write_lock(), self._cursor() as cursor:
             return self._storage.retried(lambda: self._attempt(cursor, work), "write to")
+
+    def maintain(
+        self, *, keep_from: int | None, keep: Collection[int], older_than: datetime, unused_since: datetime
+    ) -> Mapping[str, int]:
+        """Flush, merge, expire and clean up while no other process writes; see the port."""
+        if self._read_only:
+            raise TerminalError("Maintenance was asked of a warehouse that is open for reading.")
+        with self._storage.write_lock(), self._cursor() as cursor:
+
+            def call(sql: str, parameters: Mapping[str, object] | None = None) -> pa.Table:
+                return self._storage.retried(lambda: _fetch(cursor, sql, parameters), "maintain")
+
+            flushed = call("call ducklake_flush_inlined_data('lake')")
+            merged = call("call ducklake_merge_adjacent_files('lake')")
+            sql = "select snapshot_id from lake.snapshots() where snapshot_time < $before order by snapshot_id"
+            old = call(sql, {"before": older_than})["snapshot_id"].to_pylist()
+            bound = min(self.latest_snapshot(), self.latest_snapshot() if keep_from is None else keep_from)
+            expired = [snapshot for snapshot in old if snapshot < bound and snapshot not in keep]
+            if expired:
+                call("call ducklake_expire_snapshots('lake', versions => $expired)", {"expired": expired})
+            deleted = [
+                call(f"call {function}('lake', older_than => $before)", {"before": unused_since}).num_rows
+                for function in ("ducklake_cleanup_old_files", "ducklake_delete_orphaned_files")
+            ]
+        return {
+            "flushed_rows": _total(flushed, "rows_flushed"),
+            "merged_files": _total(merged, "files_processed"),
+            "expired_snapshots": len(expired),
+            "deleted_files": sum(deleted),
+        }
 
     def _attempt(self, cursor: duckdb.DuckDBPyConnection, work: Callable[[Transaction], T]) -> T:
         transaction = DuckLakeTransaction(cursor, self._storage)
@@ -188,6 +219,10 @@ class DuckLakeTransaction:
 
 def _fetch(cursor: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, object] | None) -> pa.Table:
     return cursor.execute(sql, parameters or None).to_arrow_table()
+
+
+def _total(rows: pa.Table, column: str) -> int:
+    return int(sum(rows[column].to_pylist()))
 
 
 def _contract(table: str) -> Contract:

@@ -36,8 +36,9 @@ def publish_version(
     """Write a trained version to the index, verify it, bring its users up to date and let it serve.
 
     The version that served stays, so that a rollback can go to it. A version that serves already is only brought up
-    to date. ``run_id`` names the gate results. Raises GateError when the version must not serve, NotFoundError for an
-    unknown version, TerminalError for a rejected one, and IndexUnavailableError.
+    to date. ``run_id`` names the gate results; ``limits`` are those of the settings unless given. Raises GateError
+    when the version must not serve, NotFoundError for an unknown version, TerminalError for a rejected one, and
+    IndexUnavailableError.
     """
     began = time.perf_counter()
     reconcile(resources, now=now)
@@ -49,7 +50,7 @@ def publish_version(
             n_points = sum(index.count(version))
             note = f"{version} serves already; its users are up to date."
             return _receipt("publish", version, n_points, n_points, began, note, reused=True)
-        projection = _load_candidate(resources, version, serving, now, run_id, limits or PublicationLimits())
+        projection = _load_candidate(resources, version, serving, now, run_id, limits or _limits(resources))
         write_projection(index, projection)
         _record_checks(resources, verify_projection(index, projection), version, now, run_id)
         _switch(resources, index, version, "publish", now)
@@ -157,6 +158,11 @@ def _load_candidate(
         n_catalog = int(view.read(query_sql("available_items"))["n_items"][0].as_py())
     _record_checks(resources, check_projection(candidate, n_catalog, current, limits), version, now, run_id)
     return candidate
+
+
+def _limits(resources: Resources) -> PublicationLimits:
+    limits = resources.gate_limits
+    return PublicationLimits(limits["min_text_coverage"], limits["max_catalog_drop"])
 
 
 def _record_checks(resources: Resources, results: list[CheckResult], version: str, now: datetime, run_id: str) -> None:

@@ -4,7 +4,6 @@ import shutil
 import threading
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from tasks.domain.errors import GateError, NotFoundError, TerminalError
@@ -40,22 +39,6 @@ def _publications(world):
     return [tuple(row.values()) for row in _read(world, sql)]
 
 
-def _assert_whole(world, version):
-    """The index holds what the warehouse holds, every point of it."""
-    projection = _projection(world, version)
-    with world.resources.index() as index:
-        assert index.serving_version() == version
-        assert index.count(version) == (len(projection.items), len(projection.users))
-        items = index.items(version, [payload.item_id for payload in projection.item_payloads])
-        users = index.users(version, [payload.user_id for payload in projection.user_payloads])
-    for payload, vector in zip(projection.item_payloads, projection.items, strict=True):
-        assert items[payload.item_id][0] == payload
-        np.testing.assert_array_equal(items[payload.item_id][1], vector)
-    for payload, vector in zip(projection.user_payloads, projection.users, strict=True):
-        assert users[payload.user_id][0] == payload
-        np.testing.assert_allclose(users[payload.user_id][1], vector, atol=1e-6)
-
-
 @pytest.fixture
 def unpublished(small_world):
     """``v1`` is trained; nothing was ever published."""
@@ -63,10 +46,10 @@ def unpublished(small_world):
     return small_world
 
 
-def test_the_first_publication(unpublished):
+def test_the_first_publication(unpublished, assert_whole):
     receipt = publish_version(unpublished.resources, "v1", now=unpublished.tick())
 
-    _assert_whole(unpublished, "v1")
+    assert_whole(unpublished, "v1")
     assert _publications(unpublished) == [("publish", "v1", None)]
     assert _read(unpublished, "select state from model_versions") == [{"state": "published"}]
     row = _read(unpublished, "select n_items, n_users, snapshot from publications")[0]
@@ -91,8 +74,8 @@ def test_the_index_answers_with_the_formula_of_the_warehouse(unpublished):
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
-def test_a_new_version_takes_over_and_the_one_before_stays(two_versions):
-    _assert_whole(two_versions, "v2")
+def test_a_new_version_takes_over_and_the_one_before_stays(two_versions, assert_whole):
+    assert_whole(two_versions, "v2")
     assert _publications(two_versions) == [("publish", "v1", None), ("publish", "v2", "v1")]
     with two_versions.resources.index() as index:
         assert index.versions() == ["v1", "v2"]
@@ -106,7 +89,7 @@ def test_publishing_what_serves_already_changes_nothing(two_versions):
     assert len(_publications(two_versions)) == 2
 
 
-def test_events_that_came_after_the_training_are_in_what_is_published(unpublished):
+def test_events_that_came_after_the_training_are_in_what_is_published(unpublished, assert_whole):
     unpublished.add_events(unpublished.event("u03", "i05"), unpublished.event("newcomer", "i05"))
 
     publish_version(unpublished.resources, "v1", now=unpublished.tick())
@@ -116,7 +99,7 @@ def test_events_that_came_after_the_training_are_in_what_is_published(unpublishe
     as_of = {user: payload.as_of_snapshot for user, (payload, _) in users.items()}
     assert as_of["newcomer"] == as_of["u03"] > as_of["u04"]
     assert refresh(unpublished.resources, now=unpublished.tick()) is None
-    _assert_whole(unpublished, "v1")
+    assert_whole(unpublished, "v1")
 
 
 def test_events_that_came_between_the_catch_up_and_the_switch_are_caught_up(unpublished, monkeypatch):
@@ -135,13 +118,13 @@ def test_events_that_came_between_the_catch_up_and_the_switch_are_caught_up(unpu
         assert "hasty" in index.users("v1", ["hasty"])
 
 
-def test_rollback_goes_back_with_users_up_to_date(two_versions):
+def test_rollback_goes_back_with_users_up_to_date(two_versions, assert_whole):
     two_versions.add_events(two_versions.event("u03", "i05"), two_versions.event("after", "i05"))
     refresh(two_versions.resources, now=two_versions.tick())
 
     receipt = rollback(two_versions.resources, now=two_versions.tick())
 
-    _assert_whole(two_versions, "v1")
+    assert_whole(two_versions, "v1")
     with two_versions.resources.index() as index:
         assert "after" in index.users("v1", ["after"])
     assert _publications(two_versions)[-1] == ("rollback", "v1", "v2")
@@ -176,17 +159,17 @@ def test_a_version_that_went_back_is_not_where_the_next_rollback_goes(two_versio
     assert _serving(two_versions) == "v1"
 
 
-def test_rollback_writes_collections_that_are_gone(two_versions):
+def test_rollback_writes_collections_that_are_gone(two_versions, assert_whole):
     with two_versions.resources.index() as index:
         index.drop_version("v1")
 
     receipt = rollback(two_versions.resources, now=two_versions.tick())
 
-    _assert_whole(two_versions, "v1")
+    assert_whole(two_versions, "v1")
     assert "written anew" in receipt.note
 
 
-def test_rollback_to_a_version_whose_rows_are_gone_says_so(two_versions):
+def test_rollback_to_a_version_whose_rows_are_gone_says_so(two_versions, assert_whole):
     with two_versions.resources.index() as index:
         index.drop_version("v1")
     for table in ("item_factors", "user_profiles"):
@@ -194,40 +177,40 @@ def test_rollback_to_a_version_whose_rows_are_gone_says_so(two_versions):
 
     with pytest.raises(NotFoundError, match="maintenance has removed"):
         rollback(two_versions.resources, now=two_versions.tick())
-    _assert_whole(two_versions, "v2")
+    assert_whole(two_versions, "v2")
 
 
-def test_a_lost_index_is_made_again(two_versions):
+def test_a_lost_index_is_made_again(two_versions, assert_whole):
     two_versions.add_events(two_versions.event("u03", "i05"))
     shutil.rmtree(two_versions.resources.home / "index")
     assert _serving(two_versions) is None
 
     receipt = rebuild_index(two_versions.resources, now=two_versions.tick())
 
-    _assert_whole(two_versions, "v2")
+    assert_whole(two_versions, "v2")
     assert _publications(two_versions)[-1] == ("rebuild", "v2", "v2")
     assert "made again" in receipt.note
     assert rebuild_index(two_versions.resources, now=two_versions.tick()).reused
     rollback(two_versions.resources, now=two_versions.tick())
-    _assert_whole(two_versions, "v1")
+    assert_whole(two_versions, "v1")
 
 
-def test_a_damaged_serving_version_is_mended_in_place(two_versions):
+def test_a_damaged_serving_version_is_mended_in_place(two_versions, assert_whole):
     projection = _projection(two_versions, "v2")
     with two_versions.resources.index() as index:
         index.upsert_items("v2", -projection.items, projection.item_payloads)
 
     rebuild_index(two_versions.resources, now=two_versions.tick())
 
-    _assert_whole(two_versions, "v2")
+    assert_whole(two_versions, "v2")
 
 
-def test_a_collection_folder_that_was_deleted_is_made_again(two_versions):
+def test_a_collection_folder_that_was_deleted_is_made_again(two_versions, assert_whole):
     shutil.rmtree(two_versions.resources.home / "index" / "qdrant" / "collection" / "users__v2")
 
     rebuild_index(two_versions.resources, now=two_versions.tick())
 
-    _assert_whole(two_versions, "v2")
+    assert_whole(two_versions, "v2")
 
 
 def test_nothing_to_make_again_before_the_first_publication(unpublished):
