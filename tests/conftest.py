@@ -148,7 +148,10 @@ class SmallWorld:
         likes = warehouse.read("select user_id, item_id, weight from fct_interactions order by user_id, item_id")
         users = sorted(set(likes["user_id"].to_pylist()))
         matrix = _matrix(likes, users, item_ids)
-        parameters = FactorParameters(n_factors=6, n_sweeps=5)
+        parameters = FactorParameters(
+            n_factors=6, regularization=0.003, frequency_exponent=1.0, unobserved_weight=0.1, text_prior=1.0,
+            text_ridge=1.0, user_text_weight=1.0, n_sweeps=5, seed=0,
+        )  # fmt: skip
         fit = fit_factors(matrix, vectors, parameters)
         n_liked = np.asarray((matrix > 0).sum(axis=0)).ravel()
         fusion = Fusion(
@@ -158,7 +161,8 @@ class SmallWorld:
             factor_block=float(1 / np.linalg.norm(fit.items, axis=1).mean()),
             prior_block=0.5,
         )
-        recipe = Recipe(parameters, fusion, 3.0, 50.0, 3650.0, tuple(self.resources.event_types.values()))
+        types = tuple(self.resources.event_types.values())
+        recipe = Recipe(parameters, fusion, 3.0, 50.0, 3650.0, types, fast_share=0.85)
         new = pa.table({
             "content_hash": texts["content_hash"], "encoder_id": [encoder.encoder_id] * len(item_ids),
             "template_version": texts["template_version"], "embedding": lists_from_matrix(vectors),
