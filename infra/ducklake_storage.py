@@ -133,7 +133,7 @@ class LakeStorage:
         milliseconds = int(self._busy_seconds * 1000)
         statement = (
             f"attach 'ducklake:sqlite:{_escaped(catalog)}' as lake (data_path '{_escaped(self._data)}/', "
-            f"meta_journal_mode 'WAL', meta_busy_timeout {milliseconds}{', ' if options else ''}{options})"
+            f"meta_journal_mode 'WAL', override_data_path true, meta_busy_timeout {milliseconds}{', ' if options else ''}{options})"
         )
         try:
             self.retried(lambda: connection.execute(statement), "open")
