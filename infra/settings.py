@@ -3,8 +3,10 @@
 It knows nothing of the adapters that are built from it.
 """
 
+import difflib
 import os
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ from tasks.domain.errors import SettingsError
 from tasks.domain.records import EventEffect, EventType
 
 SETTINGS_FILE = "nearline.toml"
+ENV_PREFIX = "NEARLINE_"
 
 
 class _Section(BaseModel):
@@ -153,7 +156,7 @@ class Settings(BaseSettings):
     ``nearline.toml`` (in ``NEARLINE_HOME``, else in the working directory), else from its default here."""
 
     model_config = SettingsConfigDict(
-        env_prefix="NEARLINE_",
+        env_prefix=ENV_PREFIX,
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
@@ -210,8 +213,12 @@ class Settings(BaseSettings):
 
 def load_settings(**overrides: Any) -> Settings:
     """Read and validate the settings. Raises SettingsError that names the setting and what it allows."""
+    _check_variables()
     try:
         return Settings(**overrides)
+    except tomllib.TOMLDecodeError as error:
+        file = _settings_file().absolute()
+        raise SettingsError(f"The settings file {file} is not TOML: {error}. docs/settings.md shows one.") from None
     except ValidationError as error:
         lines = [
             f"  {'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})" for e in error.errors()
@@ -221,6 +228,50 @@ def load_settings(**overrides: Any) -> Settings:
             + "\n".join(lines)
             + "\nCorrect them; docs/settings.md lists every setting with its range."
         ) from None
+
+
+def setting_variable(name: str) -> str:
+    """The environment variable of a setting: ``index.url`` is ``NEARLINE_INDEX__URL``."""
+    return ENV_PREFIX + name.upper().replace(".", "__")
+
+
+def setting_source(name: str) -> str:
+    """Where the value of a setting comes from: an environment variable, the settings file, or ``default``."""
+    parts = name.split(".")
+    names = [setting_variable(".".join(parts[:length])) for length in range(len(parts), 0, -1)]
+    variables = {variable.upper() for variable in os.environ}
+    if found := next((variable for variable in names if variable in variables), None):
+        return found
+    file = _settings_file()
+    document: Any = tomllib.loads(file.read_text()) if file.exists() else {}
+    for part in parts:
+        document = document.get(part) if isinstance(document, dict) else None
+    return "default" if document is None else str(file.absolute())
+
+
+def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
+    """All settings by their dotted names, in the order in which they are written; sections are not among them."""
+    for field_name, about in section.model_fields.items():
+        kind = about.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from setting_names(kind, f"{prefix}{field_name}.")
+        else:
+            yield prefix + field_name
+
+
+def _check_variables() -> None:
+    """Raises SettingsError for a variable of ours that no setting has: a slip of the pen would be ignored silently."""
+    known = {setting_variable(name) for name in setting_names()}
+    known |= {setting_variable(name) for name in Settings.model_fields}
+    within = setting_variable("event_types") + "__"
+    foreign = [v for v in os.environ if v.upper().startswith(ENV_PREFIX) and v.upper() not in known]
+    wrong = sorted(variable for variable in foreign if not variable.upper().startswith(within))
+    if wrong:
+        close = difflib.get_close_matches(wrong[0].upper(), known, n=1, cutoff=0)
+        raise SettingsError(
+            f"The environment has {', '.join(wrong)}, which is no setting. Did you mean {close[0]}? "
+            "docs/settings.md lists every setting."
+        )
 
 
 def _settings_file() -> Path:

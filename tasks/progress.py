@@ -1,0 +1,47 @@
+"""Tells whoever watches, in this process, what the stages of a run do. It knows nothing of schedulers or consoles."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.domain.records import Receipt
+
+
+@dataclass(frozen=True)
+class StageEvent:
+    """Something that happened to a stage.
+
+    ``progress`` carries ``done`` of ``total``; ``finished`` carries the receipts (none for a stage that writes nothing)
+    and the seconds; ``failed`` carries why in ``note``.
+    """
+
+    stage: str
+    kind: Literal["started", "progress", "finished", "failed"]
+    done: int = 0
+    total: int = 0
+    seconds: float = 0.0
+    receipts: tuple[Receipt, ...] = ()
+    note: str = ""
+
+
+Watcher = Callable[[StageEvent], None]
+
+_watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("stage_watchers", default=())
+
+
+@contextmanager
+def watch_stages(watcher: Watcher) -> Iterator[None]:
+    """Call ``watcher`` with every event of the stages that run inside the context, in this process."""
+    token = _watchers.set((*_watchers.get(), watcher))
+    try:
+        yield
+    finally:
+        _watchers.reset(token)
+
+
+def tell(event: StageEvent) -> None:
+    """Pass an event to everybody who watches."""
+    for watcher in _watchers.get():
+        watcher(event)

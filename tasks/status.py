@@ -1,0 +1,144 @@
+"""What the platform is doing: what serves, how fresh it is, what failed last. It changes nothing.
+
+It knows nothing of how this is shown, nor of Prefect's runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from tasks.domain.errors import IndexUnavailableError, NotFoundError
+from tasks.domain.ports import Resources, Warehouse
+from warehouse.catalog import query_sql
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """The last refresh that found something."""
+
+    finished_at: datetime
+    n_events: int
+    n_users: int
+    lag_p95_seconds: float | None
+
+
+@dataclass(frozen=True)
+class FailedCheck:
+    """A check that did not pass in the last day that had checks."""
+
+    checked_at: datetime
+    gate: str
+    table: str
+    expectation: str
+    severity: str
+    observed: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class PlatformStatus:
+    """One look at the platform.
+
+    ``n_waiting_events`` are events that came after the watermark of the serving version and are in no profile yet;
+    None if nothing serves, or if the feed has expired. ``index`` says whether the vector index answers and what it
+    holds; ``next_step`` says what a person should do now.
+    """
+
+    serving_version: str | None
+    published_at: datetime | None
+    age_seconds: float | None
+    rows: Mapping[str, int]
+    watermark: int | None
+    n_waiting_events: int | None
+    last_refresh: Refresh | None
+    failed_checks: tuple[FailedCheck, ...]
+    index: str
+    next_step: str
+
+
+def load_status(resources: Resources, *, now: datetime) -> PlatformStatus:
+    """Read the status; a part that cannot be read is named in its place."""
+    serving, index = _look_at_index(resources)
+    with resources.warehouse(read_only=True) as warehouse:
+        rows = warehouse.read(query_sql("table_sizes")).to_pylist()
+        published = warehouse.read(query_sql("last_publication")).to_pylist()
+        watermark, n_waiting = _waiting(warehouse, serving)
+        sizes = {row["table_name"]: int(row["n_rows"]) for row in rows}
+        refresh = _last_refresh(warehouse)
+        failed = _failed_checks(warehouse)
+    published_at = published[0]["published_at"] if published else None
+    return PlatformStatus(
+        serving_version=serving,
+        published_at=published_at,
+        age_seconds=(now - published_at).total_seconds() if published_at else None,
+        rows=sizes,
+        watermark=watermark,
+        n_waiting_events=n_waiting,
+        last_refresh=refresh,
+        failed_checks=failed,
+        index=index,
+        next_step=_next_step(serving, published_at, sizes, n_waiting, failed),
+    )
+
+
+def load_serving_version(resources: Resources) -> str | None:
+    """The version that readers see, or None before the first publication. Raises IndexUnavailableError."""
+    with resources.index() as index:
+        return index.serving_version()
+
+
+def _look_at_index(resources: Resources) -> tuple[str | None, str]:
+    try:
+        with resources.index() as index:
+            serving = index.serving_version()
+            if serving is None:
+                return None, "answers; nothing serves"
+            n_items, n_users = index.count(serving)
+            return serving, f"answers; {n_items:,} items, {n_users:,} users, {len(index.versions())} versions"
+    except IndexUnavailableError as error:
+        return None, f"does not answer: {error}"
+
+
+def _waiting(warehouse: Warehouse, serving: str | None) -> tuple[int | None, int | None]:
+    """The watermark, and how many events came after it."""
+    marks = warehouse.read(query_sql("watermark"), {"version": serving})["snapshot"].to_pylist()
+    if not marks:
+        return None, None
+    try:
+        return marks[0], warehouse.insertions("raw_events", marks[0], warehouse.latest_snapshot()).num_rows
+    except NotFoundError:
+        return marks[0], None
+
+
+def _last_refresh(warehouse: Warehouse) -> Refresh | None:
+    rows = warehouse.read(query_sql("last_refresh")).to_pylist()
+    return Refresh(**rows[0]) if rows else None
+
+
+def _failed_checks(warehouse: Warehouse) -> tuple[FailedCheck, ...]:
+    rows: list[dict[str, Any]] = warehouse.read(query_sql("recent_failed_checks")).to_pylist()
+    return tuple(FailedCheck(**row) for row in rows)
+
+
+def _next_step(
+    serving: str | None,
+    published_at: datetime | None,
+    sizes: Mapping[str, int],
+    n_waiting: int | None,
+    failed: tuple[FailedCheck, ...],
+) -> str:
+    """The first thing that is missing."""
+    stops = [c for c in failed if c.severity == "stop" and (published_at is None or c.checked_at > published_at)]
+    if not sizes["raw_items"] or not sizes["raw_events"]:
+        missing = "items" if not sizes["raw_items"] else "events"
+        return f"There are no {missing} yet: nearline import {missing} PATH, or nearline demo for a first look."
+    if stops:
+        return f"A gate stopped a run ({stops[0].gate}, {stops[0].table}): {stops[0].advice}"
+    if serving is None and published_at is not None:
+        return "Nothing serves, though the warehouse has a published version: nearline rebuild-index"
+    if serving is None:
+        return "Nothing is published yet: nearline run daily_batch"
+    if n_waiting:
+        return "There are events that no profile holds yet: nearline run nearline (nearline up does so every minute)."
+    return "Nothing to do. nearline recommend --user ID --explain shows what a user gets and why."
