@@ -5,7 +5,6 @@ It knows nothing of where histories come from or who reads the words.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from textwrap import shorten
 from typing import NamedTuple
 
@@ -117,8 +116,17 @@ def phrase_reasons(item: Recommendation, limit: int = 2) -> str:
 
 def reasons_to_json(reasons: Sequence[Because]) -> str:
     """As stored in ``mart_recommendations.reason``: a list of objects with the fields of ``Because``."""
-    rounded = ({**asdict(b), "share": round(b.share, 4), "contribution": round(b.contribution, 6)} for b in reasons)
-    return json.dumps(list(rounded), ensure_ascii=False)
+    rows = [
+        {
+            "kind": reason.kind,
+            "label": reason.label,
+            "share": round(reason.share, 4),
+            "item_id": reason.item_id,
+            "contribution": round(reason.contribution, 6),
+        }
+        for reason in reasons
+    ]
+    return json.dumps(rows, ensure_ascii=False)
 
 
 def _text_shares(
