@@ -1,7 +1,7 @@
 """The nearline loop: reads the change feed and brings the profiles of the users it touches up to date.
 
 It knows nothing of schedules, and nothing of language models: texts are embedded before (``tasks/embed.py``), and one
-that has no embedding yet is counted and left out until its user is refreshed again.
+that has no embedding yet is counted, left out, and brings its user back into the feed once it is embedded.
 """
 
 import json
@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 from tasks.domain.errors import NotFoundError
 from tasks.domain.fusion import fuse_queries
 from tasks.domain.ports import Resources, Transaction, VectorIndex, Warehouse
+from tasks.domain.profile_gate import check_profiles
 from tasks.domain.profiles import ItemSpace, Profiles, compute_profiles
-from tasks.domain.records import CheckResult, NearlineRun, UserPayload
+from tasks.domain.records import NearlineRun, UserPayload
 from tasks.domain.vectors import lists_from_matrix
 from tasks.model_state import ModelVersion, load_histories, load_item_space, load_version
 from warehouse.catalog import query_sql
@@ -105,24 +106,31 @@ def serving_version(index: VectorIndex) -> str:
 
 
 def read_feed(warehouse: Warehouse, version: str) -> Feed | None:
-    """Whose profiles of ``version`` the events since its watermark concern; None if there are no such events.
+    """Whose profiles of ``version`` the events since its watermark concern; None if there is nobody.
 
-    If the watermark's snapshot has expired, everybody is named and the note says so. Raises NotFoundError if the
-    version has no watermark.
+    Who wrote a text that was embedded since then is named too: their profile could not hold it before. If the
+    watermark's snapshot has expired, everybody is named and the note says so. Raises NotFoundError if the version has
+    no watermark.
     """
     after, to = read_watermark(warehouse, version), warehouse.latest_snapshot()
     try:
         events = warehouse.insertions("raw_events", after, to)
+        texts = warehouse.insertions("text_embeddings", after, to)
     except NotFoundError:
         users = warehouse.read(query_sql("all_users_of_version"), {"version": version})
         note = f"the change feed after snapshot {after} has expired: every user was refreshed"
         logger.warning("refresh version=%s %s", version, note)
         return Feed(after, to, tuple(users["user_id"].to_pylist()), np.zeros(0), note)
-    if events.num_rows == 0:
-        return None
-    users = warehouse.read(query_sql("touched_users"), shadows={"fed_events": events})
+    user_ids: set[str] = set()
+    if events.num_rows:
+        user_ids.update(
+            warehouse.read(query_sql("touched_users"), shadows={"fed_events": events})["user_id"].to_pylist()
+        )
+    if texts.num_rows:
+        shadows = {"embedded_texts": texts.select(["content_hash"])}
+        user_ids.update(warehouse.read(query_sql("writers_of_texts"), shadows=shadows)["user_id"].to_pylist())
     arrived_at = events["ingested_at"].cast(pa.int64()).to_numpy() / 1e6
-    return Feed(after, to, tuple(users["user_id"].to_pylist()), arrived_at)
+    return Feed(after, to, tuple(sorted(user_ids)), arrived_at) if user_ids else None
 
 
 def read_watermark(warehouse: Warehouse, version: str) -> int:
@@ -134,23 +142,6 @@ def read_watermark(warehouse: Warehouse, version: str) -> int:
             " Name a version that was published, or run `nearline run daily_batch`."
         )
     return int(rows["snapshot"][0].as_py())
-
-
-def check_profiles(profiles: Profiles, model: ModelVersion) -> list[CheckResult]:
-    """What must hold before a profile is served: widths, finite values, unit or zero texts, alpha in [0, 1]."""
-    text_norms = np.linalg.norm(profiles.text, axis=1)
-    values = np.column_stack([profiles.text, profiles.factors, profiles.alpha, profiles.beta, profiles.drift])
-    largest: npt.NDArray[np.float32] = np.abs(values).max(axis=1)
-    widths = (profiles.text.shape[1], profiles.factors.shape[1])
-    expected = (model.text_width, model.n_factors)
-    right_width = np.full(len(profiles.user_ids), widths == expected)
-    unit_text = np.minimum(text_norms, np.abs(text_norms - 1)) < 1e-3
-    return [
-        _check("vector_widths", "factors", right_width, f"{widths}", f"{expected}"),
-        _check("finite_values", None, np.isfinite(largest), "NaN or infinity", "finite numbers"),
-        _check("unit_or_zero_length", "text_embedding", unit_text, "another length", "1 (to 0.001) or 0"),
-        _check("share", "alpha", np.abs(profiles.alpha - 0.5) <= 0.5, "outside", "0 to 1"),
-    ]
 
 
 def profile_rows(profiles: Profiles, version: str, as_of_snapshot: int, now: datetime) -> pa.Table:
@@ -241,7 +232,7 @@ def _serve_users(step: _Step, items: ItemSpace, user_ids: Sequence[str], run_id:
     step.watch.lap("histories")
     profiles = compute_profiles(histories, items, step.model.recipe)
     step.watch.lap("profiles")
-    checks = check_profiles(profiles, step.model)
+    checks = check_profiles(profiles, step.model.text_width, step.model.n_factors)
     record_checks(step.resources, "nearline", checks, run_id=run_id, now=step.now, version=version)
     step.watch.lap("gate")
     step.index.upsert_users(version, *user_points(profiles, step.model, step.to_snapshot))
@@ -296,22 +287,3 @@ def _writer(step: _Step, profiles: Profiles, run_id: str, run: NearlineRun | Non
 def _run_rows(run: NearlineRun, run_id: str) -> pa.Table:
     row = {**asdict(run), "run_id": run_id, "stage_seconds": json.dumps(dict(run.stage_seconds))}
     return pa.Table.from_pylist([row])
-
-
-def _check(
-    expectation: str, column: str | None, passed: npt.NDArray[np.bool_], found: str, allowed: str
-) -> CheckResult:
-    failed = np.flatnonzero(~passed)
-    return CheckResult(
-        table="user_profiles",
-        expectation=expectation,
-        column=column,
-        severity="stop",
-        passed=len(failed) == 0,
-        observed=f"{found} in {len(failed)} of {len(passed)} profiles" if len(failed) else "as expected",
-        allowed=allowed,
-        n_failed=len(failed),
-        failed_rows=tuple(failed[:20].tolist()),
-        advice="The users keep the profiles they have. Look at their events in fct_interactions and at the factors of"
-        " the version; `nearline rollback` serves the version before it.",
-    )
