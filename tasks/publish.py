@@ -152,11 +152,14 @@ def _load_candidate(
                 f"Publishing {version} was refused: it was rejected before. The table gate_results says why. "
                 "Train a new version: nearline run daily_batch."
             )
-        _record_checks(resources, load_shape_checks(view, version), version, now, run_id)
+        shapes = load_shape_checks(view, version)
+        if not _passed(shapes):
+            _record_checks(resources, shapes, version, now, run_id)  # raises; such vectors cannot be loaded
         candidate = load_projection(view, version)
         current = load_projection(view, serving) if serving in _states(view) else None
         n_catalog = int(view.read(query_sql("available_items"))["n_items"][0].as_py())
-    _record_checks(resources, check_projection(candidate, n_catalog, current, limits), version, now, run_id)
+    checks = [*shapes, *check_projection(candidate, n_catalog, current, limits)]
+    _record_checks(resources, checks, version, now, run_id)
     return candidate
 
 
