@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy import sparse
 
 from tasks.domain.errors import NotFoundError
+from tasks.domain.histories import InteractionLog, TextLog, build_histories
 from tasks.domain.ports import Warehouse
 from tasks.domain.profiles import Histories, ItemSpace, Profiles, Recipe
 from tasks.domain.records import EventType
@@ -131,41 +131,29 @@ def load_histories(
     if user_ids is None:
         seen = set(rows.interactions["user_id"].to_pylist()) | set(rows.texts["user_id"].to_pylist())
         user_ids = sorted(seen)
-    return build_histories(rows, items.item_ids, user_ids, embeddings, version.text_width)
+    log, texts, n_missing = encode_rows(rows, items.item_ids, user_ids, embeddings, version.text_width)
+    return build_histories(log, texts, user_ids), n_missing
 
 
-def build_histories(
+def encode_rows(
     rows: HistoryRows,
     item_ids: Sequence[str],
     user_ids: Sequence[str],
     embeddings: dict[str, Floats],
     text_width: int,
-) -> tuple[Histories, int]:
-    """Histories over the columns ``item_ids``, one row for each of ``user_ids``; texts without an embedding in
-    ``embeddings`` (by content hash) are counted and left out."""
-    shape = (len(user_ids), len(item_ids))
+) -> tuple[InteractionLog, TextLog, int]:
+    """Rows as logs over dense indices; rows of other users and items are left out.
+
+    The number is that of user texts without an embedding in ``embeddings`` (by content hash); they are left out too.
+    """
     table = rows.interactions
-    user = _positions(table["user_id"], user_ids)
-    item = _positions(table["item_id"], item_ids)
-    known = np.flatnonzero((user >= 0) & (item >= 0))
-    user, item = user[known], item[known]
-    last_at = table["last_at"].cast(pa.int64()).to_numpy()[known]
-    weight = table["weight"].to_numpy()[known].astype(np.float32)
-    ages = _ages(user, last_at, item)
-    order = np.lexsort((item, user))
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=shape[0]))])
-    interactions = sparse.csr_matrix((weight[order], item[order], indptr), shape=shape)
-    texts, missing = _texts(rows.texts, user_ids, embeddings, text_width)
-    return Histories(
-        user_ids=tuple(user_ids),
-        interactions=interactions,
-        ages=sparse.csr_matrix((ages[order], interactions.indices, interactions.indptr), shape=shape),
-        texts=texts.vectors,
-        text_user=texts.user,
-        text_weight=texts.weight,
-        text_age=_newer_interactions(texts, user, last_at),
-        text_labels=texts.labels,
-    ), missing
+    user, item = _positions(table["user_id"], user_ids), _positions(table["item_id"], item_ids)
+    known = (user >= 0) & (item >= 0)
+    weight = table["weight"].to_numpy().astype(np.float32)
+    last_at = table["last_at"].cast(pa.int64()).to_numpy()
+    log = InteractionLog(user, item, weight, last_at, len(user_ids), len(item_ids)).select(known)
+    texts, n_missing = _encode_texts(rows.texts, user_ids, embeddings, text_width)
+    return log, texts, n_missing
 
 
 def load_profiles(warehouse: Warehouse, version: str, user_ids: Sequence[str] | None = None) -> Profiles:
@@ -211,44 +199,20 @@ def event_type_rows(event_types: Iterable[EventType]) -> pa.Table:
     return pa.Table.from_pylist([asdict(event_type) for event_type in event_types], schema=schema)
 
 
-class _Texts(NamedTuple):
-    vectors: Floats
-    user: npt.NDArray[np.int64]
-    weight: Floats
-    written_at: npt.NDArray[np.int64]
-    labels: tuple[str, ...]
-
-
-def _texts(table: pa.Table, user_ids: Sequence[str], embeddings: dict[str, Floats], width: int) -> tuple[_Texts, int]:
+def _encode_texts(
+    table: pa.Table, user_ids: Sequence[str], embeddings: dict[str, Floats], width: int
+) -> tuple[TextLog, int]:
+    table = table.sort_by("event_id")
     user = _positions(table["user_id"], user_ids)
     hashes = table["content_hash"].to_pylist()
     written_at = table["occurred_at"].cast(pa.int64()).to_numpy()
     found = np.array([content_hash in embeddings for content_hash in hashes], bool)
     known = np.flatnonzero((user >= 0) & found)
-    known = known[np.lexsort((written_at[known], user[known]))]
+    known = known[np.lexsort((known, written_at[known], user[known]))]
     vectors = np.array([embeddings[hashes[row]] for row in known], np.float32).reshape(len(known), width)
     weight = table["weight"].to_numpy().astype(np.float32)[known]
-    labels = tuple(table["text"].take(pa.array(known)).to_pylist())
-    return _Texts(vectors, user[known], weight, written_at[known], labels), int(((user >= 0) & ~found).sum())
-
-
-def _newer_interactions(texts: _Texts, user: npt.NDArray[np.int64], last_at: npt.NDArray[np.int64]) -> Floats:
-    """For each text, how many interactions of its user came after it."""
-    by_user = np.lexsort((last_at, user))
-    user, last_at = user[by_user], last_at[by_user]
-    ends = np.searchsorted(user, texts.user, side="right")
-    starts = np.searchsorted(user, texts.user, side="left")
-    pairs = zip(starts, ends, texts.written_at, strict=True)
-    return np.array([e - s - np.searchsorted(last_at[s:e], at, side="right") for s, e, at in pairs], np.float32)
-
-
-def _ages(user: npt.NDArray[np.int64], last_at: npt.NDArray[np.int64], item: npt.NDArray[np.int64]) -> Floats:
-    """Position of each interaction in its user's history, 0 for the newest; ties go by item."""
-    order = np.lexsort((item, -last_at, user))
-    starts = np.searchsorted(user[order], user[order], side="left")
-    ages = np.empty(len(user), np.float32)
-    ages[order] = np.arange(len(user)) - starts
-    return ages
+    labels = tuple(table["text"].take(pa.array(known, pa.int64())).to_pylist())
+    return TextLog(vectors, user[known], weight, written_at[known], labels), int(((user >= 0) & ~found).sum())
 
 
 def _positions(column: pa.ChunkedArray, ids: Sequence[str]) -> npt.NDArray[np.int64]:

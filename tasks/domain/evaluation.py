@@ -1,0 +1,185 @@
+"""Offline evaluation of a recipe on a split, beside simpler policies. It knows nothing of storage.
+
+Every policy ranks the whole catalog for the same users; what a user met in the training part is left out, whether they
+liked it or not. Relevant is what they liked in the test part.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.domain.fusion import fuse_items, fuse_queries
+from tasks.domain.histories import build_histories, select_users
+from tasks.domain.learning import BUCKET_STARTS, Catalog, fit_items
+from tasks.domain.metrics import Interval, Ranking, coverage, mean_interval, rank_users
+from tasks.domain.profiles import ItemSpace, Profiles, Recipe, compute_profiles
+from tasks.domain.splits import Split, SplitName
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Policy = Literal["fused", "factors", "text", "popularity", "champion"]
+OWN_POLICIES: tuple[Policy, ...] = ("fused", "factors", "text", "popularity")
+MAX_TEST_USERS = 5000
+_CHUNK_CELLS = 4_000_000
+_USER_METRICS = ("ndcg_at_10", "recall_at_10", "mrr")
+HEADLINE = "ndcg_at_10"
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """One row of ``eval_metrics``: a mean over users with its 95 % interval.
+
+    ``segment`` is ``all`` or a range of history lengths. A metric ``ndcg_at_10_minus_<policy>`` is the mean paired
+    difference over the same users. ``coverage`` has no interval: its ends equal its value.
+    """
+
+    split: SplitName
+    policy: Policy
+    segment: str
+    metric: str
+    value: float
+    ci_low: float
+    ci_high: float
+    n_users: int
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Everything that was measured of one version. ``notes`` say what could not be measured, and why."""
+
+    version: str
+    metrics: tuple[MetricValue, ...]
+    notes: tuple[str, ...] = ()
+    champion: str | None = None
+
+    def find(
+        self, split: SplitName, policy: Policy, metric: str = HEADLINE, segment: str = "all"
+    ) -> MetricValue | None:
+        """One of the metrics, or None if it was not measured."""
+        wanted = (split, policy, metric, segment)
+        return next((m for m in self.metrics if (m.split, m.policy, m.metric, m.segment) == wanted), None)
+
+
+class SplitResult(NamedTuple):
+    """Metrics of each test user under each policy; ``lengths`` (n_users,) are their histories in the training part."""
+
+    rankings: Mapping[Policy, Ranking]
+    lengths: Integers
+    n_items: int
+
+
+def evaluate_split(
+    split: Split,
+    catalog: Catalog,
+    recipe: Recipe,
+    champion: Recipe | None = None,
+    *,
+    n_threads: int = 1,
+) -> SplitResult | None:
+    """Fit the recipe, and the champion's where there is one, on the training part and rank for the test users.
+
+    The fusion of each recipe is used as it is. Test users are those who liked something new in the test part, at most
+    5000, drawn by the recipe's seed. None if there are none.
+    """
+    users = _test_users(split, recipe.factor_parameters.seed)
+    if not len(users):
+        return None
+    contenders = [(OWN_POLICIES, recipe)] + ([(("champion",), champion)] if champion else [])
+    rankings: dict[Policy, Ranking] = {}
+    lengths = np.zeros(0, np.int64)
+    for policies, own in contenders:
+        items = fit_items(split.train, catalog, own.factor_parameters, n_threads=n_threads)
+        histories = select_users(build_histories(split.train, split.texts, [""] * split.train.n_users), users)
+        profiles = compute_profiles(histories, items, own, n_threads=n_threads)
+        lengths = profiles.n_history
+        for policy in policies:
+            rankings[policy] = _rank(policy, profiles, items, own, split, users)
+    return SplitResult(rankings, lengths, split.train.n_items)
+
+
+def summarize_split(name: SplitName, result: SplitResult) -> list[MetricValue]:
+    """Means with intervals: all metrics over all users, the headline metric over buckets of history length, and its
+    paired differences between the fused policy and each other one."""
+    rows = []
+    for policy, ranking in result.rankings.items():
+        for metric in _USER_METRICS:
+            rows.append(_row(name, policy, "all", metric, getattr(ranking, metric)))
+        share = coverage(ranking.slates, result.n_items)
+        n_users = len(ranking.slates)
+        rows.append(MetricValue(name, policy, "all", "coverage", share, share, share, n_users))
+        for segment, members in _segments(result.lengths):
+            rows.append(_row(name, policy, segment, HEADLINE, ranking.ndcg_at_10[members]))
+    fused = result.rankings["fused"].ndcg_at_10
+    for policy, ranking in result.rankings.items():
+        if policy != "fused":
+            rows.append(_row(name, "fused", "all", f"{HEADLINE}_minus_{policy}", fused - ranking.ndcg_at_10))
+    return rows
+
+
+def _rank(
+    policy: Policy, profiles: Profiles, items: ItemSpace, recipe: Recipe, split: Split, users: Integers
+) -> Ranking:
+    seen, wanted = split.train.matrix()[users], split.test.select(split.test.weight > 0).matrix()[users]
+    chunks = [rank_users(scores, seen[part], wanted[part]) for part, scores in _scores(policy, profiles, items, recipe)]
+    return Ranking(*(np.concatenate(column) for column in zip(*chunks, strict=True)))
+
+
+def _scores(policy: Policy, profiles: Profiles, items: ItemSpace, recipe: Recipe) -> Iterator[tuple[slice, Floats]]:
+    """The fused dot product, as the index computes it; a policy of one block has the weights of the others at 0."""
+    alpha, beta = _policy_weights(policy, profiles)
+    fusion = replace(recipe.fusion, scale=1.0) if policy == "factors" else recipe.fusion
+    stored = fuse_items(items.text, items.factors, items.prior, fusion)
+    queries = fuse_queries(profiles.text, profiles.factors, alpha, beta, fusion)
+    if policy == "popularity":
+        queries[:, :-1] = 0
+    step = max(1, _CHUNK_CELLS // max(1, len(stored)))
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        yield part, queries[part] @ stored.T
+
+
+def _policy_weights(policy: Policy, profiles: Profiles) -> tuple[Floats, Floats]:
+    ones, zeros = np.ones_like(profiles.alpha), np.zeros_like(profiles.alpha)
+    weights: dict[Policy, tuple[Floats, Floats]] = {
+        "factors": (zeros, zeros),
+        "text": (ones, zeros),
+        "popularity": (ones, ones),
+    }
+    return weights.get(policy, (profiles.alpha, profiles.beta))
+
+
+def _test_users(split: Split, seed: int) -> Integers:
+    wanted = split.test.select(split.test.weight > 0).matrix()
+    wanted.data[:] = 1
+    met = split.train.matrix()
+    met.data[:] = 1
+    n_new = np.asarray((wanted - wanted.multiply(met)).sum(axis=1)).ravel()
+    users = np.flatnonzero(n_new > 0)
+    if len(users) > MAX_TEST_USERS:
+        users = np.sort(np.random.default_rng(seed).choice(users, MAX_TEST_USERS, replace=False))
+    return users
+
+
+def _segments(lengths: Integers) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    starts: Sequence[int] = (0, *BUCKET_STARTS)
+    for start, end in zip(starts, (*starts[1:], None), strict=True):
+        members = (lengths >= start) & (lengths < (end or np.inf))
+        if members.any():
+            yield segment_name(start, end), members
+
+
+def segment_name(start: int, end: int | None) -> str:
+    """Name of a bucket from ``start`` up to but not including ``end``, such as ``history 3-5`` or ``history 51+``."""
+    if end is None:
+        return f"history {start}+"
+    return f"history {start}" if end == start + 1 else f"history {start}-{end - 1}"
+
+
+def _row(split: SplitName, policy: Policy, segment: str, metric: str, values: Doubles) -> MetricValue:
+    interval: Interval = mean_interval(values)
+    n_users = int((~np.isnan(values)).sum())
+    return MetricValue(split, policy, segment, metric, interval.value, interval.low, interval.high, n_users)

@@ -1,0 +1,234 @@
+"""Learns the items of a model version and the weights that join its blocks, from the log of a training part.
+
+The protocol: fit on the first part of the log, choose the weights on its validation part (the tail of each user) with
+history lengths, popularity and text map from the first part alone; then fit on all of it with the weights frozen. It
+knows nothing of test parts, ids or storage.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from tasks.domain.factors import FactorParameters, fit_factors
+from tasks.domain.fusion import Bucket, Fusion
+from tasks.domain.histories import InteractionLog, TextLog, build_histories, select_users, truncate_histories
+from tasks.domain.profiles import Histories, ItemSpace, Recipe, compute_profiles, history_lengths
+from tasks.domain.splits import split_user_tail
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+BUCKET_STARTS = (1, 3, 6, 11, 21, 51)
+"""Positive interactions from which on a bucket's weights hold; users without any have a bucket of their own."""
+MIN_ROWS = 30
+"""A bucket with fewer users to learn from takes the weights of the one before it."""
+MAX_USERS = 1000
+MAX_CELLS = 20_000_000
+_CHUNK_CELLS = 2_000_000
+_ALPHAS = np.array([0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8], np.float32)
+_BETAS = np.array([0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1, 1.5, 2.2, 3.2], np.float32)
+_FALLBACK = (0.1, 0.45)
+_TEXT_ALPHAS = np.array([0.5, 0.6, 0.7, 0.8, 0.9, 1], np.float32)
+_TEXT_BETAS = np.array([0, 0.05, 0.1, 0.2, 0.3, 0.5], np.float32)
+_TEXT_FALLBACK = (0.8, 0.1)
+_NO_FUSION = Fusion(1.0, (Bucket(0, 0.0, 1.0),), Bucket(0, 1.0, 0.0), 1.0, 1.0)
+
+
+class Catalog(NamedTuple):
+    """The items, row by row: ids in ascending order and text embeddings (n_items, text_width), zero without text."""
+
+    item_ids: tuple[str, ...]
+    text: Floats
+
+
+def fit_items(log: InteractionLog, catalog: Catalog, parameters: FactorParameters, *, n_threads: int = 1) -> ItemSpace:
+    """Factors, text map and prior of all items, from one log.
+
+    The prior is log popularity: ``log(1 + n) / log(1 + max n)`` over the numbers ``n`` of positive interactions. A log
+    without any gives zeros: such a version serves by text alone. Raises TrainingError as ``fit_factors`` does.
+    """
+    liked = np.bincount(log.item[log.weight > 0], minlength=log.n_items)
+    prior = (np.log1p(liked) / np.log1p(max(liked.max(initial=0), 1))).astype(np.float32)
+    if not liked.any() and np.isfinite(log.weight).all():
+        shape = (len(catalog.item_ids), parameters.n_factors), (catalog.text.shape[1], parameters.n_factors)
+        return ItemSpace(catalog.item_ids, catalog.text, np.zeros(shape[0], "f4"), prior, np.zeros(shape[1], "f4"))
+    matrix = log.matrix()
+    matrix.eliminate_zeros()
+    fit = fit_factors(matrix, catalog.text, parameters, n_threads=n_threads)
+    return ItemSpace(catalog.item_ids, catalog.text, fit.items, prior, fit.text_map)
+
+
+def learn_fusion(log: InteractionLog, texts: TextLog, catalog: Catalog, draft: Recipe, *, n_threads: int = 1) -> Fusion:
+    """Learn scale, alpha and beta of every bucket, and the weights of a text request.
+
+    ``draft`` is the recipe without its fusion, which is not read. The weights of a bucket are those with the highest
+    NDCG@10 on the validation part. Every bucket also learns from users with longer histories, cut to their newest
+    interactions, and from its neighbours at half weight; the surface over the weights is smoothed before its highest
+    point is taken. Validation users are a sample that the seed of the factor parameters fixes.
+    """
+    split = split_user_tail(log, texts)
+    items = fit_items(split.train, catalog, draft.factor_parameters, n_threads=n_threads)
+    trial = _Trial(split.train, split.texts, split.test, items, replace(draft, fusion=_NO_FUSION), n_threads)
+    return Fusion(
+        scale=trial.scale,
+        buckets=(Bucket(0, 0.0, 1.0), *_learn_buckets(trial)),
+        text_request=_learn_text_request(trial),
+        factor_block=_inverse_mean(np.linalg.norm(items.factors, axis=1)),
+        prior_block=_inverse_mean(np.abs(items.prior)),
+    )
+
+
+class _Trial:
+    """The validation users, ready to be scored. ``unit`` is the weight that gives the prior the text's spread."""
+
+    def __init__(
+        self,
+        train: InteractionLog,
+        texts: TextLog,
+        test: InteractionLog,
+        items: ItemSpace,
+        recipe: Recipe,
+        n_threads: int,
+    ) -> None:
+        self.items, self.recipe, self.n_threads = items, recipe, n_threads
+        chosen = _sample(train, test, recipe.factor_parameters.seed)
+        self.histories = select_users(build_histories(train, texts, [""] * train.n_users), chosen)
+        self.lengths = history_lengths(self.histories.interactions)
+        self.seen = train.matrix()[chosen]
+        self.wanted = test.select(test.weight > 0).matrix()[chosen]
+        text, factors = self.spreads(self.histories)
+        self.scale = text / factors if text and factors else 1.0
+        spread = float(items.prior.std())
+        self.unit = (text or factors) / spread if spread else 1.0
+
+    def spreads(self, histories: Histories) -> tuple[float, float]:
+        """Mean standard deviation over the catalog of the text scores and of the factor scores."""
+        parts = [(text.std(axis=1), factors.std(axis=1)) for _, text, factors in self._scores(histories)]
+        if not parts:
+            return 0.0, 0.0
+        text, factors = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return float(text.mean()), float(factors.mean())
+
+    def search(self, rows: Integers, histories: Histories, combinations: Floats) -> Floats:
+        """NDCG@10 (n_rows, n_combinations) of the validation users ``rows``, who have the given histories."""
+        from tasks.domain.weight_search import search_weights
+
+        def measure(part: tuple[slice, Floats, Floats]) -> Floats:
+            users, text, factors = part
+            blocked, wanted = _dense(self.seen[rows[users]]), _dense(self.wanted[rows[users]])
+            return search_weights(text, factors, self.items.prior, blocked, wanted, combinations)
+
+        with ThreadPoolExecutor(self.n_threads) as pool:
+            found = list(pool.map(measure, self._scores(histories)))
+        return np.concatenate([np.zeros((0, len(combinations)), np.float32), *found])
+
+    def _scores(self, histories: Histories) -> Iterator[tuple[slice, Floats, Floats]]:
+        profiles = compute_profiles(histories, self.items, self.recipe, n_threads=self.n_threads)
+        step = max(1, _CHUNK_CELLS // max(1, len(self.items.item_ids)))
+        for start in range(0, len(histories.user_ids), step):
+            users = slice(start, start + step)
+            text = profiles.text[users] @ self.items.text.T
+            yield users, text, profiles.factors[users] @ self.items.factors.T
+
+
+def _learn_buckets(trial: _Trial) -> list[Bucket]:
+    alphas = _ALPHAS if trial.items.text.any() else _ALPHAS[:1]
+    combinations = _combinations(alphas, _BETAS, trial)
+    surfaces, counts = [], []
+    for start, end in zip(BUCKET_STARTS, (*BUCKET_STARTS[1:], None), strict=True):
+        rows, histories = _bucket_rows(trial, start, end)
+        found = trial.search(rows, histories, combinations)
+        surfaces.append(found.sum(axis=0).reshape(len(alphas), len(_BETAS)))
+        counts.append(len(rows))
+    buckets, weights = [], _FALLBACK
+    for number, start in enumerate(BUCKET_STARTS):
+        if counts[number] >= MIN_ROWS:
+            best = np.unravel_index(_pooled(surfaces, number).argmax(), surfaces[number].shape)
+            weights = float(alphas[best[0]]), float(_BETAS[best[1]])
+        alpha = weights[0] if len(alphas) > 1 else 0.0
+        buckets.append(Bucket(start, alpha, weights[1] * trial.unit))
+    return buckets
+
+
+def _bucket_rows(trial: _Trial, start: int, end: int | None) -> tuple[Integers, Histories]:
+    """Users of the bucket, and users with longer histories cut to lengths that go through the bucket's in turn."""
+    rows = np.flatnonzero(trial.lengths >= start)
+    if end is None:
+        return rows, select_users(trial.histories, rows)
+    cut = np.where(trial.lengths[rows] < end, trial.lengths[rows], start + np.arange(len(rows)) % (end - start))
+    return rows, truncate_histories(select_users(trial.histories, rows), cut)
+
+
+def _learn_text_request(trial: _Trial) -> Bucket:
+    """Weights of somebody of whom only a text is known, learned from users whose text is that of the item they liked
+    last. Text keeps at least half of the weight and the prior at most half of the text's spread: the answer must be
+    about the text, and what is popular would score higher."""
+    rows, histories = _text_requests(trial)
+    alpha, beta = _TEXT_FALLBACK
+    if len(rows) >= MIN_ROWS:
+        found = trial.search(rows, histories, _combinations(_TEXT_ALPHAS, _TEXT_BETAS, trial))
+        surface = _smooth(found.sum(axis=0).reshape(len(_TEXT_ALPHAS), len(_TEXT_BETAS)))
+        best = np.unravel_index(surface.argmax(), surface.shape)
+        alpha, beta = float(_TEXT_ALPHAS[best[0]]), float(_TEXT_BETAS[best[1]])
+    return Bucket(0, alpha, beta * trial.unit)
+
+
+def _text_requests(trial: _Trial) -> tuple[Integers, Histories]:
+    liked = trial.histories.interactions
+    user = np.repeat(np.arange(liked.shape[0]), np.diff(liked.indptr))
+    told = np.flatnonzero((liked.data > 0) & trial.items.text[liked.indices].any(axis=1))
+    newest = told[np.lexsort((trial.histories.ages.data[told], user[told]))]
+    rows, first = np.unique(user[newest], return_index=True)
+    spoken = trial.items.text[liked.indices[newest[first]]]
+    empty = sparse.csr_matrix((len(rows), liked.shape[1]), dtype=np.float32)
+    ones, zeros = np.ones(len(rows), np.float32), np.zeros(len(rows), np.float32)
+    return rows, Histories(("",) * len(rows), empty, empty, spoken, np.arange(len(rows)), ones, zeros)
+
+
+def _combinations(alphas: Floats, betas: Floats, trial: _Trial) -> Floats:
+    """(n_alphas * n_betas, 3): the weights of the text, factor and prior parts."""
+    alpha, beta = (grid.ravel() for grid in np.meshgrid(alphas, betas, indexing="ij"))
+    return np.stack([alpha, (1 - alpha) * trial.scale, beta * trial.unit], axis=1).astype(np.float32)
+
+
+def _pooled(surfaces: list[npt.NDArray[np.floating]], number: int) -> npt.NDArray[np.float64]:
+    near = surfaces[max(0, number - 1) : number] + surfaces[number + 1 : number + 2]
+    return _smooth(surfaces[number] + 0.5 * np.sum(near, axis=0))
+
+
+def _smooth(surface: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Each point becomes the mean of itself (twice) and its neighbours, along both axes."""
+    smooth = np.asarray(surface, np.float64)
+    for axis in (0, 1):
+        wide = np.pad(smooth, [(int(axis == 0),) * 2, (int(axis == 1),) * 2], mode="edge")
+        n = smooth.shape[axis]
+        before, after = (np.take(wide, np.arange(shift, shift + n), axis=axis) for shift in (0, 2))
+        smooth = (before + 2 * smooth + after) / 4
+    return smooth
+
+
+def _sample(train: InteractionLog, test: InteractionLog, seed: int) -> Integers:
+    """Users with something to be found and a history to find it with, at most so many that they can be scored."""
+    wanted = np.unique(test.user[test.weight > 0])
+    users = np.intersect1d(wanted, np.unique(train.user[train.weight > 0]))
+    limit = int(np.clip(MAX_CELLS // max(1, train.n_items), 100, MAX_USERS))
+    if len(users) <= limit:
+        return users
+    return np.sort(np.random.default_rng(seed).choice(users, limit, replace=False))
+
+
+def _dense(entries: sparse.csr_matrix) -> Flags:
+    dense = np.zeros(entries.shape, bool)
+    dense[np.repeat(np.arange(entries.shape[0]), np.diff(entries.indptr)), entries.indices] = True
+    return dense
+
+
+def _inverse_mean(values: Floats) -> float:
+    mean = float(values.mean()) if len(values) else 0.0
+    return 1 / mean if mean > 0 else 1.0
