@@ -314,3 +314,18 @@ def fill(world: SmallWorld) -> None:
 def empty_world(tmp_path):
     """A world before anything was imported."""
     return SmallWorld(SmallResources(load_settings(home=tmp_path / "empty")))
+
+
+@pytest.fixture(scope="session")
+def empty_warehouse(tmp_path_factory):
+    """The folder of a warehouse with all tables and no row; made once, to be copied."""
+    resources = LocalResources(load_settings(home=tmp_path_factory.mktemp("made")))
+    with resources.warehouse():
+        return resources.home / "warehouse"
+
+
+@pytest.fixture
+def local_resources(empty_warehouse, tmp_path):
+    """The real adapters on an empty warehouse."""
+    shutil.copytree(empty_warehouse, tmp_path / "var" / "warehouse")
+    return LocalResources(load_settings(home=tmp_path / "var"))
