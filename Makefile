@@ -28,7 +28,7 @@ $(BIN)/python:
 	@touch $@
 
 setup: .venv/.dev ## Install everything into .venv, and fetch the model that tests and demo use
-	@$(BIN)/python -m infra.demo_data
+	@$(BIN)/nearline fetch
 
 demo: .venv/.runtime ## Real data to published, explained recommendations, in one go
 	@$(BIN)/nearline demo

@@ -87,6 +87,14 @@ def demo() -> None:
         run_demo(settings, _console())
 
 
+@app.command(rich_help_panel=OPERATE)
+def fetch() -> None:
+    """Get the language model and the demo's data into the cache now, for a machine that is offline later."""
+    from flows.fetch import fetch_all
+
+    fetch_all(_settings(), _console())
+
+
 @app.command(name="import", rich_help_panel=START)
 def import_(
     kind: Annotated[Literal["items", "users", "events"], typer.Argument(help="What the files hold.")],
