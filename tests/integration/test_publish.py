@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from infra.qdrant_index import QdrantIndex
 from tasks.domain.errors import GateError, NotFoundError, TerminalError
 from tasks.domain.publication_gate import PublicationLimits
 from tasks.domain.records import IndexFilter
@@ -89,13 +90,19 @@ def test_publishing_what_serves_already_changes_nothing(two_versions):
     assert len(_publications(two_versions)) == 2
 
 
-def test_events_that_came_after_the_training_are_in_what_is_published(unpublished, assert_whole):
+def test_events_that_came_after_the_training_are_in_before_readers_see_it(unpublished, assert_whole, monkeypatch):
     unpublished.add_events(unpublished.event("u03", "i05"), unpublished.event("newcomer", "i05"))
 
+    users = {}
+    switch = QdrantIndex.switch
+
+    def look_and_switch(index, version):
+        users.update(index.users(version, ["u03", "u04", "newcomer"]))
+        switch(index, version)
+
+    monkeypatch.setattr(QdrantIndex, "switch", look_and_switch)
     publish_version(unpublished.resources, "v1", now=unpublished.tick())
 
-    with unpublished.resources.index() as index:
-        users = index.users("v1", ["u03", "u04", "newcomer"])
     as_of = {user: payload.as_of_snapshot for user, (payload, _) in users.items()}
     assert as_of["newcomer"] == as_of["u03"] > as_of["u04"]
     assert refresh(unpublished.resources, now=unpublished.tick()) is None
@@ -103,8 +110,6 @@ def test_events_that_came_after_the_training_are_in_what_is_published(unpublishe
 
 
 def test_events_that_came_between_the_catch_up_and_the_switch_are_caught_up(unpublished, monkeypatch):
-    from infra.qdrant_index import QdrantIndex
-
     switch = QdrantIndex.switch
 
     def switch_late(index, version):
