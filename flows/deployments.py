@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -131,14 +132,14 @@ def trigger_flow(flow: str, parameters: Mapping[str, Any]) -> TriggeredRun:
                 f"The server has no deployment {flow!r}. It has: {', '.join(known) or 'none'}. "
                 "nearline up registers those of prefect.yaml."
             ) from None
+        known = sorted((deployment.parameter_openapi_schema or {}).get("properties", {}))
+        foreign = sorted(set(parameters) - set(known))
         try:
+            if foreign:
+                raise _refused(flow, parameters, f"it does not take {', '.join(foreign)}.", known)
             run = client.create_flow_run_from_deployment(deployment.id, parameters=dict(parameters))
         except PrefectHTTPStatusError as error:
-            known = sorted((deployment.parameter_openapi_schema or {}).get("properties", {}))
-            raise InputError(
-                f"Triggering {flow} with {dict(parameters)} was refused: {_detail(error)} Its parameters: "
-                f"{', '.join(known)}. See docs/flows.md."
-            ) from None
+            raise _refused(flow, parameters, _detail(error), known) from None
         return _seen(client, run)
 
 
@@ -176,14 +177,15 @@ def load_recent_runs() -> tuple[str, list[RecentRun]]:
         return _ui_url(client), found
 
 
-def _connected() -> SyncPrefectClient:
-    client = get_client(sync_client=True)
-    if client.api_healthcheck() is not None:
-        raise TransientError(
-            f"The Prefect server at {client.api_url} does not answer. Start one with nearline up, or set "
-            "PREFECT_API_URL to the one you mean."
-        )
-    return client
+@contextmanager
+def _connected() -> Iterator[SyncPrefectClient]:
+    with get_client(sync_client=True) as client:
+        if client.api_healthcheck() is not None:
+            raise TransientError(
+                f"The Prefect server at {client.api_url} does not answer. Start one with nearline up, or set "
+                "PREFECT_API_URL to the one you mean."
+            )
+        yield client
 
 
 def _seen(client: SyncPrefectClient, run: FlowRun) -> TriggeredRun:
@@ -211,6 +213,13 @@ def _runs(client: SyncPrefectClient, state: dict[str, Any]) -> list[FlowRun]:
         found += page
         if len(page) < _PAGE:
             return found
+
+
+def _refused(flow: str, parameters: Mapping[str, Any], why: str, known: list[str]) -> InputError:
+    return InputError(
+        f"Triggering {flow} with {dict(parameters)} was refused: {why} Its parameters: {', '.join(known)}. "
+        "See docs/flows.md."
+    )
 
 
 def _detail(error: PrefectHTTPStatusError) -> str:

@@ -78,6 +78,7 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks,infra",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_DEPLOYMENT_CONCURRENCY_SLOT_WAIT_SECONDS": "5",
     }
 
 
@@ -113,6 +114,7 @@ def prefect_api(settings: Settings, *, quiet: bool = True) -> Iterator[None]:
             yield
         finally:
             _started = None
+            _send_what_is_queued()
 
 
 @contextmanager
@@ -183,6 +185,16 @@ def run_prefect(
         yield process
     finally:
         stop_group(process)
+
+
+def _send_what_is_queued() -> None:
+    """Prefect sends log lines and events from threads; they would look for the server after its end, for a minute."""
+    if "prefect" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        APILogWorker.drain_all(timeout=STOP_SECONDS)
+        EventsWorker.drain_all(timeout=STOP_SECONDS)
 
 
 def _own_programs() -> dict[str, str]:

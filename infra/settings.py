@@ -260,18 +260,18 @@ def setting_names(section: type[BaseModel] = Settings, prefix: str = "") -> Iter
 
 
 def _check_variables() -> None:
-    """Raises SettingsError for a variable of ours that no setting has: a slip of the pen would be ignored silently."""
-    known = {setting_variable(name) for name in setting_names()}
-    known |= {setting_variable(name) for name in Settings.model_fields}
+    """Raises SettingsError for a variable that is nearly that of a setting: a slip would be ignored silently."""
+    known = [setting_variable(name) for name in (*setting_names(), *Settings.model_fields)]
     within = setting_variable("event_types") + "__"
-    foreign = [v for v in os.environ if v.upper().startswith(ENV_PREFIX) and v.upper() not in known]
-    wrong = sorted(variable for variable in foreign if not variable.upper().startswith(within))
-    if wrong:
-        close = difflib.get_close_matches(wrong[0].upper(), known, n=1, cutoff=0)
-        raise SettingsError(
-            f"The environment has {', '.join(wrong)}, which is no setting. Did you mean {close[0]}? "
-            "docs/settings.md lists every setting."
-        )
+    for variable in sorted(os.environ):
+        name = variable.upper()
+        if not name.startswith(ENV_PREFIX) or name in known or name.startswith(within):
+            continue
+        if close := difflib.get_close_matches(name, known, n=1, cutoff=0.85):
+            raise SettingsError(
+                f"The environment has {variable}, which is no setting. Did you mean {close[0]}? "
+                "docs/settings.md lists every setting."
+            )
 
 
 def _settings_file() -> Path:

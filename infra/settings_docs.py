@@ -37,8 +37,8 @@ _PREFACE = f"""# Settings
 Written by `make docs` from `infra/settings.py`; a test compares the two.
 
 A value comes from the environment, else from `{SETTINGS_FILE}` (in `NEARLINE_HOME`, else in the working folder), else
-from its default. `nearline settings` shows the values in use and where each comes from. A name that is not in this list
-is an error, in the environment as in the file.
+from its default. `nearline settings` shows the values in use and where each comes from. A name in the file that is not
+in this list is an error, and so is a variable that differs from one in this list by a letter or two.
 
 ```toml
 # {SETTINGS_FILE}

@@ -27,7 +27,7 @@ from prefect.runtime import task_run
 from tasks import backfill, embed, evaluate, ingest, maintain, publish, quality, slates, status, train, transform
 from tasks import refresh as nearline
 from tasks.domain.errors import NearlineError, TransientError
-from tasks.domain.records import Receipt
+from tasks.domain.records import NearlineRun, Receipt
 from tasks.progress import StageEvent, tell
 
 P = ParamSpec("P")
@@ -74,8 +74,18 @@ def as_task(function: Callable[P, R], *, run_name: str | None = None) -> "Task[P
 
 
 def _receipts(result: object) -> tuple[Receipt, ...]:
+    if isinstance(result, NearlineRun):
+        return (_refresh_receipt(result),)
     found = result if isinstance(result, list | tuple) else (result,)
     return tuple(part for part in found if isinstance(part, Receipt))
+
+
+def _refresh_receipt(run: NearlineRun) -> Receipt:
+    """A refresh in the form that all stages share: events in, profiles out."""
+    where = f"user_profiles, users__{run.version}"
+    note = run.note or f"snapshots {run.from_snapshot} to {run.to_snapshot}"
+    seconds = (run.finished_at - run.started_at).total_seconds()
+    return Receipt("refresh", run.n_events, run.n_users, where, seconds, version=run.version, note=note)
 
 
 def _line(receipt: Receipt) -> str:
