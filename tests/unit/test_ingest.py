@@ -128,7 +128,7 @@ def test_forms_of_categories(resources, write):
         ("(none)", {"categories.none": "(none)"}, []),
         ("", None, []),
     ]
-    for number, (written, mapping, expected) in enumerate(cases):
+    for number, (written, mapping, _) in enumerate(cases):
         item = {"item_id": f"i{number}", "title": "t", "categories": written}
         import_files(resources, "items", [write(f"{number}.jsonl", json.dumps(item))], now=NOW, mapping=mapping)
     rows = read(resources, "select categories from raw_items order by item_id")
