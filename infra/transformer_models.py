@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 Precision = Literal["fp32", "bf16", "fp16"]
 
+_BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
+
 logger = logging.getLogger(__name__)
 _encoders: dict[tuple[EncoderSettings, Path], "TransformerEncoder"] = {}
 _lock = threading.RLock()
@@ -71,6 +73,11 @@ class TransformerEncoder:
         """Length of a vector."""
         return self._files.width
 
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens in one batch: those of the settings, or what suits the device. Loads the model."""
+        return self._settings.batch_tokens or _BATCH_TOKENS[self._loaded().device.type]
+
     def encode(self, texts: Sequence[str]) -> Floats:
         """(n, width) float32 in the order given, rows of unit length; a text of white space gives a zero row."""
         vectors = np.zeros((len(texts), self.width), np.float32)
@@ -78,7 +85,7 @@ class TransformerEncoder:
         if not rows:
             return vectors
         tokens = self.tokenize([texts[row] for row in rows])
-        for batch in plan_batches([len(ids) for ids in tokens], self._settings.batch_tokens):
+        for batch in plan_batches([len(ids) for ids in tokens], self.batch_tokens):
             vectors[[rows[i] for i in batch]] = self._encode_batch([tokens[i] for i in batch])
         return vectors
 
