@@ -69,7 +69,7 @@ def load_item_space(warehouse: Warehouse, version: str) -> ItemSpace:
     rows = warehouse.read(query_sql("items_of_version"), {"version": version})
     return ItemSpace(
         item_ids=tuple(rows["item_id"].to_pylist()),
-        text=_text_rows(rows["embedding"], model.text_width),
+        text=text_matrix(rows["embedding"], model.text_width),
         factors=matrix_from_lists(rows["factors"], model.n_factors),
         prior=rows["prior"].to_numpy().astype(np.float32),
         text_map=model.text_map,
@@ -185,6 +185,14 @@ def load_text_embeddings(
     return dict(zip(rows["content_hash"].to_pylist(), vectors, strict=True))
 
 
+def text_matrix(column: pa.ChunkedArray, width: int) -> Floats:
+    """Embeddings (n, width) of a column of lists, with rows of zeros for nulls."""
+    present = column.is_valid().to_numpy(zero_copy_only=False) if len(column) else np.zeros(0, bool)
+    matrix = np.zeros((len(column), width), np.float32)
+    matrix[present] = matrix_from_lists(column.drop_null(), width)
+    return matrix
+
+
 def event_type_rows(event_types: Iterable[EventType]) -> pa.Table:
     """The table ``event_types`` that the SQL models read: name, effect, weight, threshold, dislike_below."""
     schema = pa.schema(
@@ -220,14 +228,6 @@ def _positions(column: pa.ChunkedArray, ids: Sequence[str]) -> npt.NDArray[np.in
     known = pa.array(ids, pa.string())
     found = pc.index_in(column, value_set=known)
     return np.asarray(found.fill_null(-1).to_numpy(), np.int64)
-
-
-def _text_rows(column: pa.ChunkedArray, width: int) -> Floats:
-    """Embeddings with zero rows for nulls."""
-    present = column.is_valid().to_numpy(zero_copy_only=False) if len(column) else np.zeros(0, bool)
-    matrix = np.zeros((len(column), width), np.float32)
-    matrix[present] = matrix_from_lists(column.drop_null(), width)
-    return matrix
 
 
 def _only_users(table: pa.Table, user_ids: pa.Array) -> pa.Table:

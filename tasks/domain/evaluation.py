@@ -5,7 +5,7 @@ liked it or not. Relevant is what they liked in the test part.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Policy = Literal["fused", "factors", "text", "popularity", "champion"]
-OWN_POLICIES: tuple[Policy, ...] = ("fused", "factors", "text", "popularity")
+_OWN_POLICIES: tuple[Policy, ...] = ("fused", "factors", "text")
 MAX_TEST_USERS = 5000
 _CHUNK_CELLS = 4_000_000
 _USER_METRICS = ("ndcg_at_10", "recall_at_10", "mrr")
@@ -88,7 +88,7 @@ def evaluate_split(
     users = _test_users(split, recipe.factor_parameters.seed)
     if not len(users):
         return None
-    contenders = [(OWN_POLICIES, recipe)] + ([(("champion",), champion)] if champion else [])
+    contenders = [(_OWN_POLICIES, recipe)] + ([(("champion",), champion)] if champion else [])
     rankings: dict[Policy, Ranking] = {}
     lengths = np.zeros(0, np.int64)
     for policies, own in contenders:
@@ -97,7 +97,8 @@ def evaluate_split(
         profiles = compute_profiles(histories, items, own, n_threads=n_threads)
         lengths = profiles.n_history
         for policy in policies:
-            rankings[policy] = _rank(policy, profiles, items, own, split, users)
+            rankings[policy] = _rank(_scores(policy, profiles, items, own), split, users)
+    rankings["popularity"] = _rank(_popularity(split, users), split, users)
     return SplitResult(rankings, lengths, split.train.n_items)
 
 
@@ -120,36 +121,37 @@ def summarize_split(name: SplitName, result: SplitResult) -> list[MetricValue]:
     return rows
 
 
-def _rank(
-    policy: Policy, profiles: Profiles, items: ItemSpace, recipe: Recipe, split: Split, users: Integers
-) -> Ranking:
+_Scored = Iterator[tuple[slice, Floats]]
+
+
+def _rank(scored: _Scored, split: Split, users: Integers) -> Ranking:
     seen, wanted = split.train.matrix()[users], split.test.select(split.test.weight > 0).matrix()[users]
-    chunks = [rank_users(scores, seen[part], wanted[part]) for part, scores in _scores(policy, profiles, items, recipe)]
+    chunks = [rank_users(scores, seen[part], wanted[part]) for part, scores in scored]
     return Ranking(*(np.concatenate(column) for column in zip(*chunks, strict=True)))
 
 
-def _scores(policy: Policy, profiles: Profiles, items: ItemSpace, recipe: Recipe) -> Iterator[tuple[slice, Floats]]:
-    """The fused dot product, as the index computes it; a policy of one block has the weights of the others at 0."""
-    alpha, beta = _policy_weights(policy, profiles)
-    fusion = replace(recipe.fusion, scale=1.0) if policy == "factors" else recipe.fusion
-    stored = fuse_items(items.text, items.factors, items.prior, fusion)
-    queries = fuse_queries(profiles.text, profiles.factors, alpha, beta, fusion)
-    if policy == "popularity":
-        queries[:, :-1] = 0
-    step = max(1, _CHUNK_CELLS // max(1, len(stored)))
-    for start in range(0, len(queries), step):
-        part = slice(start, start + step)
+def _scores(policy: Policy, profiles: Profiles, items: ItemSpace, recipe: Recipe) -> _Scored:
+    """The fused dot product, as the index computes it; ``text`` and ``factors`` have the other weights at 0."""
+    ones, zeros = np.ones_like(profiles.alpha), np.zeros_like(profiles.alpha)
+    alone = {"text": (ones, zeros), "factors": (zeros, zeros)}
+    alpha, beta = alone.get(policy, (profiles.alpha, profiles.beta))
+    stored = fuse_items(items.text, items.factors, items.prior, recipe.fusion)
+    queries = fuse_queries(profiles.text, profiles.factors, alpha, beta, recipe.fusion)
+    for part in _chunks(len(queries), len(stored)):
         yield part, queries[part] @ stored.T
 
 
-def _policy_weights(policy: Policy, profiles: Profiles) -> tuple[Floats, Floats]:
-    ones, zeros = np.ones_like(profiles.alpha), np.zeros_like(profiles.alpha)
-    weights: dict[Policy, tuple[Floats, Floats]] = {
-        "factors": (zeros, zeros),
-        "text": (ones, zeros),
-        "popularity": (ones, ones),
-    }
-    return weights.get(policy, (profiles.alpha, profiles.beta))
+def _popularity(split: Split, users: Integers) -> _Scored:
+    """Plain counts of those who liked an item, the same for everybody: the usual baseline."""
+    liked = np.bincount(split.train.item[split.train.weight > 0], minlength=split.train.n_items).astype(np.float32)
+    for part in _chunks(len(users), len(liked)):
+        yield part, np.broadcast_to(liked, (part.stop - part.start, len(liked)))
+
+
+def _chunks(n_users: int, n_items: int) -> Iterator[slice]:
+    step = max(1, _CHUNK_CELLS // max(1, n_items))
+    for start in range(0, n_users, step):
+        yield slice(start, min(start + step, n_users))
 
 
 def _test_users(split: Split, seed: int) -> Integers:

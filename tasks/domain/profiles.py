@@ -21,6 +21,12 @@ from tasks.domain.vectors import unit_rows
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+FAST_HALF_LIFE = 4.0
+"""Interactions over which the fast decay halves. These three were measured: ``docs/decisions``."""
+SLOW_HALF_LIFE = 200.0
+"""Interactions over which the slow decay halves."""
+FAST_SHARE = 0.85
+"""Part of the fast decay in the weight of a history, before drift moves it."""
 _NO_LENGTH = 1e-9
 
 
@@ -97,7 +103,7 @@ class Recipe:
     slow_half_life: float
     interaction_half_life_days: float
     event_types: tuple[EventType, ...]
-    fast_share: float = 0.85
+    fast_share: float = FAST_SHARE
 
     def to_json(self) -> str:
         """As stored in ``model_versions.recipe``: everything but the fusion, which has its own column."""

@@ -1,0 +1,121 @@
+"""Reads everything a training learns from, at one snapshot. It knows nothing of models.
+
+Training and evaluation also share the one place that sets the number of threads.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.domain import factors, fusion, histories, learning, least_squares, profiles, splits
+from tasks.domain.errors import TrainingError
+from tasks.domain.fusion import Fusion
+from tasks.domain.histories import InteractionLog, TextLog
+from tasks.domain.learning import Catalog
+from tasks.domain.ports import Resources, TextEncoder, Warehouse
+from tasks.domain.profiles import FAST_HALF_LIFE, FAST_SHARE, SLOW_HALF_LIFE, Recipe
+from tasks.model_state import HistoryRows, encode_rows, load_history_rows, load_text_embeddings, text_matrix
+from warehouse.catalog import query_sql
+
+Floats = npt.NDArray[np.float32]
+N_THREADS = min(os.cpu_count() or 1, 8)
+_CODE = (factors, fusion, histories, learning, least_squares, profiles, splits)
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What is known at one snapshot: items with their texts' hashes and vectors, users, and what they did.
+
+    ``item_ids`` and ``user_ids`` ascend; the logs hold their positions. ``n_missing_texts`` counts user texts without
+    an embedding, which are left out.
+    """
+
+    catalog: Catalog
+    content_hashes: tuple[str, ...]
+    template_version: str
+    user_ids: tuple[str, ...]
+    log: InteractionLog
+    texts: TextLog
+    n_missing_texts: int
+
+
+def build_draft(resources: Resources, unlearned: Fusion) -> Recipe:
+    """The recipe of a new version before its fusion is learned, from the settings."""
+    return Recipe(
+        factor_parameters=resources.factor_parameters,
+        fusion=unlearned,
+        fast_half_life=FAST_HALF_LIFE,
+        slow_half_life=SLOW_HALF_LIFE,
+        interaction_half_life_days=resources.interaction_half_life_days,
+        event_types=tuple(resources.event_types[name] for name in sorted(resources.event_types)),
+        fast_share=FAST_SHARE,
+    )
+
+
+def load_inputs(
+    warehouse: Warehouse, recipe: Recipe, snapshot: int, encoder_id: str, text_width: int
+) -> TrainingInputs:
+    """Read the inputs AT ``snapshot``; interactions and texts come from ``raw_events`` through the SQL models.
+
+    Raises TrainingError if the catalog is empty.
+    """
+    rows = load_history_rows(warehouse, recipe.event_types, recipe.interaction_half_life_days, snapshot)
+    with warehouse.at(snapshot) as past:
+        items = past.read(query_sql("training_items"), {"encoder_id": encoder_id})
+        users = past.read(query_sql("training_users"))["user_id"].to_pylist()
+        embeddings = load_text_embeddings(past, rows.texts["content_hash"], encoder_id, text_width)
+    if items.num_rows == 0:
+        raise TrainingError(
+            f"A training was asked for at snapshot {snapshot}, but the catalog has no items. It needs at least one:"
+            " import items, run the transform, and train again."
+        )
+    item_ids = tuple(items["item_id"].to_pylist())
+    user_ids = tuple(sorted({*users, *_users_of(rows)}))
+    log, texts, n_missing = encode_rows(rows, item_ids, user_ids, embeddings, text_width)
+    return TrainingInputs(
+        catalog=Catalog(item_ids, text_matrix(items["embedding"], text_width)),
+        content_hashes=tuple(items["content_hash"].to_pylist()),
+        template_version=str(items["template_version"][0].as_py()),
+        user_ids=user_ids,
+        log=log,
+        texts=texts,
+        n_missing_texts=n_missing,
+    )
+
+
+def hash_inputs(warehouse: Warehouse, draft: Recipe, snapshot: int, encoder: TextEncoder) -> str:
+    """SHA-256 over everything that goes into a model: rows, embeddings, parameters and the code that learns."""
+    rows = load_history_rows(warehouse, draft.event_types, draft.interaction_half_life_days, snapshot)
+    shadows = {"fct_interactions": rows.interactions, "int_user_texts": rows.texts}
+    with warehouse.at(snapshot) as past:
+        parts = past.read(query_sql("training_digest"), {"encoder_id": encoder.encoder_id}, shadows).to_pylist()
+    document = {
+        "rows": parts,
+        "recipe": draft.to_json(),
+        "encoder": encoder.encoder_id,
+        "code": [hashlib.sha256(inspect.getsource(module).encode()).hexdigest() for module in _CODE],
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def fixed_threads() -> Iterator[int]:
+    """Linear algebra on one thread, and the number of threads that our own loops may use.
+
+    The loops split by rows, so the machine's number of cores does not change a result.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield N_THREADS
+
+
+def _users_of(rows: HistoryRows) -> set[str]:
+    return {*rows.interactions["user_id"].unique().to_pylist(), *rows.texts["user_id"].unique().to_pylist()}
