@@ -74,7 +74,7 @@ def popular_where_empty(queries: Floats, fusion: Fusion) -> tuple[Floats, npt.ND
     keeps its learned weight if that is above 0; a weight of 0 or less would rank the catalog at random or upside down,
     and becomes 1.
     """
-    is_empty = ~queries[:, :-1].any(axis=1)
+    is_empty: npt.NDArray[np.bool_] = np.abs(queries[:, :-1]).max(axis=1, initial=0) == 0
     asked = queries.copy()
     asked[is_empty & (queries[:, -1] <= 0), -1] = np.float32(1 / fusion.prior_block)
     return asked, is_empty

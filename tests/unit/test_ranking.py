@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from tasks.domain.errors import InputError
-from tasks.domain.ranking import check_slate_length, mean_block_cosine, top_items
+from tasks.domain.fusion import Bucket, Fusion
+from tasks.domain.ranking import check_slate_length, mean_block_cosine, popular_where_empty, top_items
 
 
 def test_best_first_without_blocked_items():
@@ -62,3 +63,12 @@ def test_similarity_of_an_item_without_text_is_that_of_its_factors():
     text, factors = mean_block_cosine(query, items, 2)
     assert text.tolist() == [0, 0]
     assert factors.tolist() == pytest.approx([1, 0])
+
+
+def test_who_is_unknown_asks_for_what_is_popular():
+    fusion = Fusion(1.0, (Bucket(0, 0.5, 0.0),), Bucket(0, 0.5, 0.0), 1.0, 0.5)
+    queries = np.array([[0.1, 0, 0], [0, 0, 0], [0, 0, 0.3], [0, 0, -1]], np.float32)
+    asked, is_empty = popular_where_empty(queries, fusion)
+    assert is_empty.tolist() == [False, True, True, True]
+    assert asked[:, -1].tolist() == pytest.approx([0, 2, 0.3, 2])
+    assert queries[1, -1] == 0
