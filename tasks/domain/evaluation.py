@@ -22,11 +22,13 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Policy = Literal["fused", "factors", "text", "popularity", "champion"]
-_OWN_POLICIES: tuple[Policy, ...] = ("fused", "factors", "text")
+OWN_POLICIES: tuple[Policy, ...] = ("fused", "factors", "text", "popularity")
+"""What is measured of every new version. A champion is measured beside it."""
 MAX_TEST_USERS = 5000
 _CHUNK_CELLS = 4_000_000
 _USER_METRICS = ("ndcg_at_10", "recall_at_10", "mrr")
 HEADLINE = "ndcg_at_10"
+_Scored = Iterator[tuple[slice, Floats]]
 
 
 @dataclass(frozen=True)
@@ -73,33 +75,24 @@ class SplitResult(NamedTuple):
 
 
 def evaluate_split(
-    split: Split,
-    catalog: Catalog,
-    recipe: Recipe,
-    champion: Recipe | None = None,
-    *,
-    n_threads: int = 1,
+    split: Split, catalog: Catalog, recipe: Recipe, policies: Sequence[Policy] = OWN_POLICIES, *, n_threads: int = 1
 ) -> SplitResult | None:
-    """Fit the recipe, and the champion's where there is one, on the training part and rank for the test users.
+    """Fit a recipe on the training part and rank for the test users; its fusion is used as it is.
 
-    The fusion of each recipe is used as it is. Test users are those who liked something new in the test part, at most
-    5000, drawn by the recipe's seed. None if there are none.
+    Test users are those who liked something new in the test part, the same ones for every recipe; where there are more
+    than 5000, a fixed sample. None if there are none.
     """
-    users = _test_users(split, recipe.factor_parameters.seed)
+    users = _test_users(split)
     if not len(users):
         return None
-    contenders = [(_OWN_POLICIES, recipe)] + ([(("champion",), champion)] if champion else [])
-    rankings: dict[Policy, Ranking] = {}
-    lengths = np.zeros(0, np.int64)
-    for policies, own in contenders:
-        items = fit_items(split.train, catalog, own.factor_parameters, n_threads=n_threads)
-        histories = select_users(build_histories(split.train, split.texts, [""] * split.train.n_users), users)
-        profiles = compute_profiles(histories, items, own, n_threads=n_threads)
-        lengths = profiles.n_history
-        for policy in policies:
-            rankings[policy] = _rank(_scores(policy, profiles, items, own), split, users)
-    rankings["popularity"] = _rank(_popularity(split, users), split, users)
-    return SplitResult(rankings, lengths, split.train.n_items)
+    items = fit_items(split.train, catalog, recipe.factor_parameters, n_threads=n_threads)
+    histories = select_users(build_histories(split.train, split.texts, [""] * split.train.n_users), users)
+    profiles = compute_profiles(histories, items, recipe, n_threads=n_threads)
+    rankings = {}
+    for policy in policies:
+        scored = _popularity(split, users) if policy == "popularity" else _scores(policy, profiles, items, recipe)
+        rankings[policy] = _rank(scored, split, users)
+    return SplitResult(rankings, profiles.n_history, split.train.n_items)
 
 
 def summarize_split(name: SplitName, result: SplitResult) -> list[MetricValue]:
@@ -119,9 +112,6 @@ def summarize_split(name: SplitName, result: SplitResult) -> list[MetricValue]:
         if policy != "fused":
             rows.append(_row(name, "fused", "all", f"{HEADLINE}_minus_{policy}", fused - ranking.ndcg_at_10))
     return rows
-
-
-_Scored = Iterator[tuple[slice, Floats]]
 
 
 def _rank(scored: _Scored, split: Split, users: Integers) -> Ranking:
@@ -154,7 +144,7 @@ def _chunks(n_users: int, n_items: int) -> Iterator[slice]:
         yield slice(start, min(start + step, n_users))
 
 
-def _test_users(split: Split, seed: int) -> Integers:
+def _test_users(split: Split) -> Integers:
     wanted = split.test.select(split.test.weight > 0).matrix()
     wanted.data[:] = 1
     met = split.train.matrix()
@@ -162,7 +152,7 @@ def _test_users(split: Split, seed: int) -> Integers:
     n_new = np.asarray((wanted - wanted.multiply(met)).sum(axis=1)).ravel()
     users = np.flatnonzero(n_new > 0)
     if len(users) > MAX_TEST_USERS:
-        users = np.sort(np.random.default_rng(seed).choice(users, MAX_TEST_USERS, replace=False))
+        users = np.sort(np.random.default_rng(0).choice(users, MAX_TEST_USERS, replace=False))
     return users
 
 

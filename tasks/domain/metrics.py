@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
+from scipy import sparse, special
 
 from tasks.domain.ranking import top_items
 
@@ -17,7 +17,6 @@ CUTOFF = 10
 DISCOUNTS: Doubles = 1 / np.log2(np.arange(2, CUTOFF + 2))
 IDEAL_GAINS: Doubles = np.concatenate([[0.0], np.cumsum(DISCOUNTS)])
 """The highest possible gain with 0 to 10 relevant items."""
-_Z95 = 1.959964
 
 
 class Ranking(NamedTuple):
@@ -30,7 +29,7 @@ class Ranking(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A mean with its 95 % interval, by the normal approximation over users."""
+    """A mean over users with its 95 % interval (Student's t)."""
 
     value: float
     low: float
@@ -61,12 +60,14 @@ def rank_users(scores: Floats, seen: sparse.csr_matrix, relevant: sparse.csr_mat
 
 
 def mean_interval(values: Doubles) -> Interval:
-    """Mean and 95 % interval over users; NaNs are left out. One user gives an interval without width, none zeros."""
+    """Mean and 95 % interval over users; NaNs are left out. One user says nothing: the interval is the mean +- 1.
+    Nobody gives zeros."""
     known = values[~np.isnan(values)]
     if not len(known):
         return Interval(0.0, 0.0, 0.0)
     mean = float(known.mean())
-    half = _Z95 * float(known.std(ddof=1)) / np.sqrt(len(known)) if len(known) > 1 else 0.0
+    n = len(known)
+    half = float(special.stdtrit(n - 1, 0.975) * known.std(ddof=1) / np.sqrt(n)) if n > 1 else 1.0
     return Interval(mean, mean - half, mean + half)
 
 
