@@ -4,8 +4,10 @@ It knows nothing of training: a new model comes from the daily batch.
 """
 
 from datetime import date
+from typing import Annotated
 
 from prefect import flow
+from pydantic import Field
 
 from flows.clock import utc_now
 from flows.run_context import open_resources
@@ -23,7 +25,7 @@ def backfill(
     from_date: date | None = None,
     to_date: date | None = None,
     users: tuple[str, ...] = (),
-    slate_length: int = 10,
+    slate_length: Annotated[int, Field(ge=1, le=500)] = 10,
 ) -> RunSummary:
     """Recompute once.
 
@@ -31,7 +33,7 @@ def backfill(
         from_date: First day (UTC) of the events whose users are recomputed. Empty: from the beginning.
         to_date: Last day, included. Empty: until now.
         users: Ids of users to recompute, instead of a range of days.
-        slate_length: Recommendations that are written for each user, from 1 to 500.
+        slate_length: Recommendations that are written for each user.
     """
     resources, _ = open_resources()
     with report_run("backfill", resources) as report:
@@ -42,5 +44,5 @@ def backfill(
             resources, now=utc_now(), version=version, user_ids=users, from_date=from_date, to_date=to_date
         )
         write_slates(resources, version, now=utc_now(), k=slate_length)
-        report.refreshed(run)
+        report.refreshed(run, show=False)
         return report.close("Backfilled", f"{run.n_users} users in {version}.")

@@ -3,9 +3,10 @@
 It knows nothing of how a stage does its work: every line is a task of ``tasks/prefect_tasks.py`` over a plain function.
 """
 
-from typing import get_args
+from typing import Annotated, get_args
 
 from prefect import flow
+from pydantic import Field
 from tasks.evaluate import quality_checks
 from tasks.train import VersionPlan
 
@@ -44,7 +45,7 @@ def daily_batch(
     users: tuple[str, ...] = (),
     events: tuple[str, ...] = (),
     force_retrain: bool = False,
-    slate_length: int = 10,
+    slate_length: Annotated[int, Field(ge=1, le=500)] = 10,
 ) -> RunSummary:
     """Run the whole batch once.
 
@@ -53,7 +54,7 @@ def daily_batch(
         users: Files or folders with users to import first.
         events: Files or folders with events to import first.
         force_retrain: Train and publish a new version even if nothing has changed since the serving one.
-        slate_length: Recommendations that are written for each user, from 1 to 500.
+        slate_length: Recommendations that are written for each user.
     """
     resources, settings = open_resources()
     with report_run("daily_batch", resources) as report:

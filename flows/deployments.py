@@ -29,7 +29,7 @@ from prefect.workers.process import ProcessWorker
 from tasks.domain.errors import InputError, NotFoundError, TerminalError, TransientError
 
 WORK_POOL = "nearline"
-IDLE_STATES = ["Skipped", "Scheduled", "Late", "Cancelled"]
+WAITING_STATES = ["Scheduled", "Late", "AwaitingConcurrencySlot", "Cancelled"]
 UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
 _PAGE = 200
 
@@ -49,7 +49,7 @@ class TriggeredRun:
 
 @dataclass(frozen=True)
 class RecentRun:
-    """The last run of a flow that is not the same as "nothing to do"."""
+    """The last run of a flow that began."""
 
     flow: str
     began_at: datetime | None
@@ -159,13 +159,13 @@ def wait_for_run(
 
 
 def load_recent_runs() -> tuple[str, list[RecentRun]]:
-    """Where the UI is, and of each flow the last run that did something or failed."""
+    """Where the UI is, and of each flow the last run that began."""
     found: list[RecentRun] = []
     with get_client(sync_client=True) as client:
         for flow in client.read_flows():
             runs = client.read_flow_runs(
                 flow_filter=FlowFilter.model_validate({"id": {"any_": [flow.id]}}),
-                flow_run_filter=FlowRunFilter.model_validate({"state": {"name": {"not_any_": IDLE_STATES}}}),
+                flow_run_filter=FlowRunFilter.model_validate({"state": {"name": {"not_any_": WAITING_STATES}}}),
                 sort=FlowRunSort.EXPECTED_START_TIME_DESC,
                 limit=1,
             )

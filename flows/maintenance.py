@@ -1,6 +1,9 @@
 """Housekeeping: merges files, expires what nobody needs, drops old collections. It knows nothing of the model."""
 
+from typing import Annotated
+
 from prefect import flow
+from pydantic import Field
 
 from flows.clock import utc_now
 from flows.run_context import open_resources
@@ -14,11 +17,11 @@ from tasks.prefect_tasks import run_maintenance
     "that nearline or a kept version still needs.",
     persist_result=False,
 )
-def maintenance(keep_days: int = 7) -> RunSummary:
+def maintenance(keep_days: Annotated[int, Field(ge=1)] = 7) -> RunSummary:
     """Tidy up once.
 
     Args:
-        keep_days: Days for which the warehouse can be read as it was, and events be replayed (at least 1).
+        keep_days: Days for which the warehouse can be read as it was, and events be replayed.
     """
     resources, _ = open_resources()
     with report_run("maintenance", resources) as report:

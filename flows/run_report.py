@@ -96,8 +96,8 @@ class RunReport:
         _markdown("publication", _publication_text(row))
         announce("nearline.version.published", f"nearline.version.{version}", row)
 
-    def refreshed(self, run: NearlineRun) -> None:
-        """Show and announce what a refresh did."""
+    def refreshed(self, run: NearlineRun, *, show: bool = True) -> None:
+        """Announce what a refresh did, and show it."""
         self.version = run.version
         row = {
             "version": run.version,
@@ -109,7 +109,8 @@ class RunReport:
             "snapshots": f"{run.from_snapshot} to {run.to_snapshot}",
             "seconds by stage": ", ".join(f"{name} {value:.2f}" for name, value in run.stage_seconds.items()),
         }
-        _table("nearline-refresh", [row])
+        if show:
+            _table("nearline-refresh", [row])
         announce("nearline.refresh.completed", f"nearline.version.{run.version}", row)
 
     def gate_stopped(self, message: str) -> None:
