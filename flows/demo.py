@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flows.display import quality_table, receipt_line, slate_table, stage_lines
+from flows.display import quality_table, reason_table, receipt_line, slate_table
 from flows.fetch import fetch_all
+from infra.prefect_server import wait_for_api
 from infra.resources import build_resources
 from infra.settings import Settings
 from tasks.domain.errors import NearlineError
@@ -64,9 +65,11 @@ def _import_movielens(resources: Resources, settings: Settings, console: Console
 def _run_batch(resources: Resources, console: Console) -> str:
     _title(console, "2. The nightly batch", "check, transform, embed, learn, evaluate, publish, write slates")
     with _spinner(console, "starting Prefect"):
-        from flows.daily_batch import daily_batch
-    with stage_lines(console):
-        daily_batch()
+        from flows.local_runs import run_flow
+
+        wait_for_api()
+    summary = run_flow("daily_batch", {}, console)
+    console.print(f"  {summary.outcome} after {summary.seconds:.1f} s: {summary.message}", highlight=False)
     with resources.index() as index:
         version = index.serving_version()
     if version is None:
@@ -88,7 +91,9 @@ def _follow_a_user(resources: Resources, settings: Settings, console: Console) -
         surprise = warehouse.read(query_sql("demo_surprise"), {"user_id": user_id, "n_items": 3}).to_pylist()
     _title(console, f"4. One user: {user_id}", f"{sum(row['weight'] > 0 for row in history)} films liked so far")
     console.print(_history_table(history[:8]))
-    console.print(slate_table(recommend_to_user(resources, user_id, k=8, explain=True)))
+    slate = recommend_to_user(resources, user_id, k=8, explain=True)
+    console.print(slate_table(slate))
+    console.print(reason_table(slate.items[0]))
     category = surprise[0]["category"] if surprise else "any"
     console.print(f"Now user {user_id} gives five stars to three films of a kind they seldom liked ({category}):")
     for row in surprise:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.domain.explanations import phrase_reasons
-from tasks.domain.records import Receipt, Slate
+from tasks.domain.records import Receipt, Recommendation, Slate
 from tasks.progress import StageEvent, watch_stages
 
 SPLITS = {"user_tail": "each user's last 20 %", "global_time": "the last 20 % of time"}
@@ -31,6 +31,18 @@ def slate_table(slate: Slate) -> Table:
         parts = (item.score, item.text_part, item.factors_part, item.prior_part)
         why = [Text(phrase_reasons(item))] if explained else []
         table.add_row(str(item.rank), Text(item.title), *(f"{part:.3f}" for part in parts), *why)
+    return table
+
+
+def reason_table(item: Recommendation) -> Table:
+    """Everything behind one score, line by line, with the sum."""
+    table = Table(box=None, header_style="dim", show_footer=True)
+    table.add_column(Text(f"why {item.title}"), footer="the score")
+    table.add_column("adds", footer=f"{item.score:.4f}", justify="right")
+    table.add_column("share", footer="100%", justify="right")
+    reasons = [(because.label, because.contribution) for because in item.because]
+    for label, value in (*reasons, ("its popularity", item.prior_part)):
+        table.add_row(Text(label), f"{value:.4f}", f"{value / item.score:.0%}")
     return table
 
 

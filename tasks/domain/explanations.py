@@ -29,7 +29,7 @@ Doubles = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 UNNAMED_TEXT = "a text"
 _NOTHING = 1e-12
-_LONGEST_LABEL = 80
+_LONGEST_LABEL = 40
 
 
 class Split(NamedTuple):
