@@ -168,7 +168,7 @@ def attribute_scores(
     size = np.abs(confidence)
     system = parameters.unobserved_weight * gram + (terms.T * size) @ terms
     system[np.diag_indices_from(system)] += _penalty(size.sum(), len(items), parameters)
-    solved = linalg.solve(system, items[targets].T.astype(np.float64), assume_a="pos")
+    solved = _solve(system, items[targets].T.astype(np.float64))
     shares = solved.T @ terms.T * np.maximum(confidence, 0)
     return Attribution(shares[:, : len(history)], shares[:, len(history) :])
 
@@ -197,7 +197,7 @@ def half_step(
     empty = np.diff(interactions.indptr) == 0
     if drawn[empty].any():  # rows without an entry have one matrix in common
         system = base + _penalty(0.0, len(catalog), parameters) * np.eye(n_factors)
-        out[empty] = linalg.solve(system, drawn[empty].T, assume_a="pos").T
+        out[empty] = _solve(system, drawn[empty].T).T
     rows = np.flatnonzero(~empty)
     weights = interactions.data.astype(np.float64)
     indptr, indices = interactions.indptr.astype(np.int64), interactions.indices.astype(np.int64)
@@ -244,7 +244,7 @@ class _TextStep:
             known = self._texts[self._known]
             weighted = known * self.weight[self._known, None]
             system = known.T @ weighted + share * parameters.text_ridge * np.eye(texts.shape[1])
-            self._solver = linalg.solve(system, weighted.T, assume_a="pos")
+            self._solver = _solve(system, weighted.T)
 
     def solve(self, items: Doubles) -> tuple[Doubles, Doubles]:
         """B, and what it predicts for every item."""
@@ -252,6 +252,19 @@ class _TextStep:
             return np.zeros((self._texts.shape[1], items.shape[1])), np.zeros_like(items)
         text_map: Doubles = self._solver @ items[self._known]
         return text_map, self._texts @ text_map
+
+
+def _solve(system: Doubles, side: Doubles) -> Doubles:
+    """Solve a symmetric positive definite system for the columns of ``side``."""
+    try:
+        solved: Doubles = linalg.cho_solve(linalg.cho_factor(system), side)
+    except (linalg.LinAlgError, ValueError) as error:
+        raise TrainingError(
+            f"The factor fit could not solve a system of {len(system)} equations: {error}. Its matrix must be finite"
+            " and positive definite. Raise the regularization or the unobserved weight, and look at the weights of the"
+            " interactions."
+        ) from error
+    return solved
 
 
 def _penalty(size: Any, n_other: int, parameters: FactorParameters) -> Any:

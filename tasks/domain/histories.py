@@ -54,8 +54,8 @@ class TextLog:
 
     def select(self, mask: Mask) -> "TextLog":
         """The rows where ``mask`` (n,) is true."""
-        labels = tuple(label for label, kept in zip(self.labels, mask, strict=True) if kept) if self.labels else ()
-        return TextLog(self.vectors[mask], self.user[mask], self.weight[mask], self.written_at[mask], labels)
+        rows = self.vectors[mask], self.user[mask], self.weight[mask], self.written_at[mask]
+        return TextLog(*rows, _kept(self.labels, mask))
 
 
 def build_histories(log: InteractionLog, texts: TextLog, user_ids: Sequence[str]) -> Histories:
@@ -88,6 +88,7 @@ def select_users(histories: Histories, rows: Integers) -> Histories:
         text_user=place[histories.text_user[kept]],
         text_weight=histories.text_weight[kept],
         text_age=histories.text_age[kept],
+        text_labels=_kept(histories.text_labels, kept),
     )
 
 
@@ -116,6 +117,11 @@ def truncate_histories(histories: Histories, lengths: Integers) -> Histories:
         text_weight=histories.text_weight[:0],
         text_age=histories.text_age[:0],
     )
+
+
+def _kept(labels: tuple[str, ...], mask: Mask) -> tuple[str, ...]:
+    """Labels may be left out altogether."""
+    return tuple(label for label, kept in zip(labels, mask, strict=True) if kept) if labels else ()
 
 
 def _csr(log: InteractionLog, values: Floats) -> sparse.csr_matrix:

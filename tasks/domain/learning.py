@@ -37,6 +37,7 @@ _ALPHAS = np.array([0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8], np
 _BETAS = np.array([0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1, 1.5, 2.2, 3.2], np.float32)
 _BUCKET_DECAY = 0.8
 _ENOUGH = 0.9
+_USUAL_SPREAD = 0.1
 _FALLBACK = (0.1, 0.45)
 _TEXT_ALPHAS = np.array([1, 0.9, 0.8, 0.7, 0.6, 0.5], np.float32)
 _TEXT_BETAS = np.array([0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3], np.float32)
@@ -116,15 +117,16 @@ class _Trial:
         n_threads: int,
     ) -> None:
         self.items, self.recipe, self.n_threads = items, recipe, n_threads
+        everybody = build_histories(train, texts, [""] * train.n_users)
         chosen = _sample(train, test, recipe.factor_parameters.seed)
-        self.histories = select_users(build_histories(train, texts, [""] * train.n_users), chosen)
+        self.histories = select_users(everybody, chosen)
         self.lengths = history_lengths(self.histories.interactions)
         self.seen = train.matrix()[chosen]
         self.wanted = test.select(test.weight > 0).matrix()[chosen]
-        text, factors = self.spreads(self.histories)
+        text, factors = self.spreads(self.histories if len(chosen) else _first_active(everybody))
         self.scale = text / factors if text and factors else 1.0
         spread = float(items.prior.std())
-        self.unit = (text or factors) / spread if spread else 1.0
+        self.unit = (text or factors or _USUAL_SPREAD) / spread if spread else 1.0
 
     def spreads(self, histories: Histories) -> tuple[float, float]:
         """Mean standard deviation over the catalog of the text scores and of the factor scores."""
@@ -246,6 +248,11 @@ def _sample(train: InteractionLog, test: InteractionLog, seed: int) -> Integers:
     if len(users) <= limit:
         return users
     return np.sort(np.random.default_rng(seed).choice(users, limit, replace=False))
+
+
+def _first_active(histories: Histories) -> Histories:
+    """The first users who liked anything, where nobody can be tested."""
+    return select_users(histories, np.flatnonzero(history_lengths(histories.interactions))[:MAX_USERS])
 
 
 def _dense(entries: sparse.csr_matrix) -> Flags:
