@@ -52,10 +52,10 @@ class LakeStorage:
         """
         if not self._catalog.exists():
             self._create()
-        options = "READ_ONLY" if read_only else ""
+        options = ["read_only"] if read_only else []
         if snapshot is not None:
-            options = f"SNAPSHOT_VERSION {int(snapshot)}, READ_ONLY"
-        with self._instance(self._catalog, options) as connection:
+            options.append(f"snapshot_version {int(snapshot)}")
+        with self._instance(self._catalog, *options) as connection:
             yield connection
 
     def check_layout(self, connection: duckdb.DuckDBPyConnection) -> None:
@@ -128,13 +128,16 @@ class LakeStorage:
             unfinished.rename(self._catalog)
 
     @contextmanager
-    def _instance(self, catalog: Path, options: str = "") -> Iterator[duckdb.DuckDBPyConnection]:
+    def _instance(self, catalog: Path, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
         connection = _take_instance()
-        milliseconds = int(self._busy_seconds * 1000)
-        statement = (
-            f"attach 'ducklake:sqlite:{_escaped(catalog)}' as lake (data_path '{_escaped(self._data)}/', "
-            f"meta_journal_mode 'WAL', override_data_path true, meta_busy_timeout {milliseconds}{', ' if options else ''}{options})"
-        )
+        settings = [
+            f"data_path '{_escaped(self._data)}/'",
+            "override_data_path true",  # the folder may have been moved since it was made
+            "meta_journal_mode 'WAL'",
+            f"meta_busy_timeout {int(self._busy_seconds * 1000)}",
+            *options,
+        ]
+        statement = f"attach 'ducklake:sqlite:{_escaped(catalog)}' as lake ({', '.join(settings)})"
         try:
             self.retried(lambda: connection.execute(statement), "open")
             connection.execute("use lake")

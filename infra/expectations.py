@@ -3,6 +3,7 @@
 It knows nothing of where rows come from or of what a failed check stops.
 """
 
+import json
 import logging
 import os
 import warnings
@@ -25,6 +26,7 @@ KEPT_REPORTS = 200
 
 _SHOWN_ROWS = 1000
 _SHOWN_VALUES = 3
+_HTML = str.maketrans({"<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"})
 _SEVERITIES = {"stop": "critical", "warn": "warning"}
 
 
@@ -59,6 +61,8 @@ class ExpectationsValidator:
             path.unlink(missing_ok=True)
         if not stored:
             return None
+        for path in stored[-KEPT_REPORTS:]:
+            _make_harmless(path)
         self._open_context().build_data_docs()
         return self._folder / "site" / "index.html"
 
@@ -95,6 +99,33 @@ class ExpectationsValidator:
             )
             self._context = gx.get_context(mode="ephemeral", project_config=config)
         return self._context
+
+
+def _make_harmless(path: Path) -> None:
+    """Great Expectations 1.24 writes values of rows into its pages as they are: here they lose their HTML.
+
+    A second pass changes nothing, as the ampersand stays. Half a report, which a kill left, is deleted.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        path.unlink()
+        return
+    escaped = _escaped(document)
+    if escaped != document:
+        whole = path.with_suffix(".tmp")
+        whole.write_text(json.dumps(escaped), encoding="utf-8")
+        whole.replace(path)
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.translate(_HTML)
+    if isinstance(value, list):
+        return [_escaped(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _escaped(part) for name, part in value.items()}
+    return value
 
 
 def _stores(folder: Path) -> dict[str, Any]:

@@ -265,9 +265,25 @@ def test_the_drop_of_rows_can_be_allowed(resources):
 
 def test_data_docs_are_written_without_a_network(resources):
     check(resources, "transform")
+    reports = sorted((resources.home / "data_docs" / "results").rglob("*.json"))
+    reports[0].write_text(reports[0].read_text()[:100])  # as a kill leaves it
     page = resources.validator().write_docs()
     assert page is not None
+    assert not reports[0].exists()
     assert "transform" in page.read_text()
-    reports = list(page.parent.rglob("validations/**/*.html"))
-    assert any("stg_events" in str(report) for report in reports)
+    assert any("stg_users" in str(report) for report in page.parent.rglob("validations/**/*.html"))
     assert LocalResources(load_settings(home=resources.home / "elsewhere")).validator().write_docs() is None
+
+
+def test_values_of_rows_are_text_in_the_data_docs(resources):
+    evil = "<script>alert('x')</script>\" onclick=\"alert('y')"
+    rows = pa.table(
+        {"event_id": [evil] * 2, "user_id": ["u"] * 2, "event_type": ["view"] * 2, "occurred_at": [NOW] * 2}
+    )
+    with pytest.raises(GateError, match="<script>"):
+        check_gate(resources, "transform", run_id="run", now=NOW, rows={"stg_events": rows})
+    for _ in range(2):
+        page = resources.validator().write_docs()
+        pages = [path.read_text() for path in page.parent.rglob("*.html")]
+        assert not any("<script>alert" in text or 'onclick="alert' in text for text in pages)
+        assert any("&lt;script&gt;alert(&#39;x&#39;)" in text for text in pages)
