@@ -17,14 +17,16 @@ parsed as (
         case when trim(rows.item_id) <> '' then rows.item_id end as item_id,
         trim(rows.event_type) as event_type,
         types.effect,
-        -- a bare number counts seconds since 1970; if it is too large for that: milli-, micro- or nanoseconds
+        -- a bare number counts seconds since 1970; if it is too large for that: milli-, micro- or nanoseconds.
+        -- One too small (before 1973) is none: 20260131 is a date without its dashes, and 0 a time that is missing
         case
             when try_cast(rows.occurred_at as double) is null then try_cast(trim(rows.occurred_at) as timestamptz)
             else try(to_timestamp(
                 try_cast(rows.occurred_at as double) / case
-                    when abs(try_cast(rows.occurred_at as double)) < 1e11 then 1
-                    when abs(try_cast(rows.occurred_at as double)) < 1e14 then 1e3
-                    when abs(try_cast(rows.occurred_at as double)) < 1e17 then 1e6
+                    when try_cast(rows.occurred_at as double) < 1e8 then null
+                    when try_cast(rows.occurred_at as double) < 1e11 then 1
+                    when try_cast(rows.occurred_at as double) < 1e14 then 1e3
+                    when try_cast(rows.occurred_at as double) < 1e17 then 1e6
                     else 1e9
                 end
             ))

@@ -22,9 +22,10 @@ parsed as (
             when try_cast(updated_at as double) is null then try_cast(trim(updated_at) as timestamptz)
             else try(to_timestamp(
                 try_cast(updated_at as double) / case
-                    when abs(try_cast(updated_at as double)) < 1e11 then 1
-                    when abs(try_cast(updated_at as double)) < 1e14 then 1e3
-                    when abs(try_cast(updated_at as double)) < 1e17 then 1e6
+                    when try_cast(updated_at as double) < 1e8 then null
+                    when try_cast(updated_at as double) < 1e11 then 1
+                    when try_cast(updated_at as double) < 1e14 then 1e3
+                    when try_cast(updated_at as double) < 1e17 then 1e6
                     else 1e9
                 end
             ))
