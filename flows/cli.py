@@ -380,7 +380,10 @@ def _check_flow(flow: str) -> None:
 def _console(*, stderr: bool = False) -> "Console":
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    console = Console(stderr=stderr)
+    if not console.is_terminal:  # a file or a pipe has no width of its own
+        console.width = max(console.width, 120)
+    return console
 
 
 def _complain(message: str) -> None:
