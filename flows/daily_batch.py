@@ -7,8 +7,6 @@ from typing import Annotated, get_args
 
 from prefect import flow
 from pydantic import Field
-from tasks.evaluate import quality_checks
-from tasks.train import VersionPlan
 
 from flows.clock import utc_now
 from flows.run_context import absolute_paths, open_resources, run_id
@@ -17,6 +15,7 @@ from infra.settings import Settings
 from tasks.domain.mappings import SourceKind
 from tasks.domain.ports import Resources
 from tasks.domain.publication_gate import PublicationLimits
+from tasks.evaluate import quality_checks
 from tasks.prefect_tasks import (
     build_models,
     check_gate,
@@ -32,6 +31,8 @@ from tasks.prefect_tasks import (
     refit_version,
     write_slates,
 )
+from tasks.progress import progress_of
+from tasks.train import VersionPlan
 
 
 @flow(
@@ -63,11 +64,11 @@ def daily_batch(
         _prepare(resources)
         plan = plan_version(resources, now=utc_now())
         if plan.unchanged and not force_retrain:
-            return report.close("Unchanged", f"{plan.unchanged}. The serving version stays.")
+            return report.close("Unchanged", f"Nothing has changed since {plan.unchanged}, which still serves.")
         _train(resources, settings, plan, report)
-        _publish(resources, settings, plan, report)
+        message = _publish(resources, settings, plan, report)
         _recommend(resources, plan, slate_length)
-        return report.close("Published", f"{plan.version} serves.")
+        return report.close("Published", message)
 
 
 def _ingest(resources: Resources, settings: Settings, **paths: tuple[str, ...]) -> None:
@@ -75,13 +76,13 @@ def _ingest(resources: Resources, settings: Settings, **paths: tuple[str, ...]) 
     for kind in get_args(SourceKind):
         if paths[kind]:
             files = absolute_paths(paths[kind])
-            import_files(resources, kind, files, now=utc_now(), max_quarantined_share=share)
+            import_files(resources, kind, files, now=utc_now(), max_quarantined_share=share, run_id=run_id())
 
 
 def _prepare(resources: Resources) -> None:
     build_models(resources, now=utc_now())
     check_gate(resources, "transform", run_id=run_id(), now=utc_now())
-    embed_items(resources, now=utc_now())
+    embed_items(resources, now=utc_now(), on_progress=progress_of("embed_items"))
     embed_texts(resources, now=utc_now())
     check_gate(resources, "embed", run_id=run_id(), now=utc_now())
 
@@ -97,11 +98,11 @@ def _train(resources: Resources, settings: Settings, plan: VersionPlan, report: 
     check_gate(resources, "train", run_id=run_id(), now=utc_now(), version=plan.version)
 
 
-def _publish(resources: Resources, settings: Settings, plan: VersionPlan, report: RunReport) -> None:
-    """Write the new version beside the serving one, verify it, and switch."""
+def _publish(resources: Resources, settings: Settings, plan: VersionPlan, report: RunReport) -> str:
+    """Write the new version beside the serving one, verify it, and switch; returns what to say of it."""
     limits = PublicationLimits(settings.gates.min_text_coverage, settings.gates.max_catalog_drop)
     publish_version(resources, plan.version, now=utc_now(), run_id=run_id(), limits=limits)
-    report.published(plan.version)
+    return report.published(plan.version)
 
 
 def _recommend(resources: Resources, plan: VersionPlan, slate_length: int) -> None:

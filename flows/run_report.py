@@ -89,12 +89,13 @@ class RunReport:
         rows = self._read("metrics_of_version", version=version)
         _table("model-quality", [_round(row) for row in rows], f"Version `{version}`. ")
 
-    def published(self, version: str) -> None:
-        """Show and announce the new serving version."""
+    def published(self, version: str) -> str:
+        """Show and announce the new serving version; returns what to say of it."""
         self.version = version
         row = self._read("last_publication")[0]
         _markdown("publication", _publication_text(row))
         announce("nearline.version.published", f"nearline.version.{version}", row)
+        return f"{version} serves {row['n_items']:,} items to {row['n_users']:,} users."
 
     def refreshed(self, run: NearlineRun, *, show: bool = True) -> None:
         """Announce what a refresh did, and show it."""
@@ -127,7 +128,7 @@ class RunReport:
     def show_stages(self) -> None:
         """The tables that every run leaves."""
         if gates := self._gate_rows():
-            _table("data-quality", [_gate_row(row) for row in gates])
+            _table("data-quality", [_gate_row(row) for row in gates], _gate_counts(gates))
         key = "stages" if self.flow == "daily_batch" else self.flow
         if key in ARTIFACTS and self.stages:
             _table(key, [row for stage in self.stages for row in _stage_rows(stage)])
@@ -178,13 +179,18 @@ def _markdown(key: str, text: str) -> None:
     create_markdown_artifact(key=key, markdown=text, description=ARTIFACTS[key])
 
 
+def _gate_counts(rows: list[dict[str, Any]]) -> str:
+    failed = [row["severity"] for row in rows if not row["passed"]]
+    return f"**{len(rows)} checks, {failed.count('stop')} stopped, {failed.count('warn')} warned.** "
+
+
 def _gate_row(row: dict[str, Any]) -> dict[str, Any]:
     return {
-        "": "passed" if row["passed"] else "STOP" if row["severity"] == "stop" else "warn",
+        "result": "passed" if row["passed"] else "STOP" if row["severity"] == "stop" else "warn",
         "gate": row["gate"],
         "table": row["table_name"],
-        "check": row["expectation"],
         "column": row["column_name"] or "",
+        "check": row["expectation"].removeprefix("expect_").replace("_", " "),
         "observed": row["observed"],
         "allowed": row["allowed"],
         "rows failed": row["n_failed"],
@@ -215,8 +221,7 @@ def _stage_rows(stage: StageEvent) -> list[dict[str, Any]]:
 def _publication_text(row: dict[str, Any]) -> str:
     before = f"`{row['previous_version']}`" if row["previous_version"] else "nothing"
     return (
-        f"## `{row['version']}` serves\n\n"
-        f"| | |\n| --- | --- |\n"
+        f"| serves | `{row['version']}` |\n| --- | --- |\n"
         f"| since | {row['published_at']:%Y-%m-%d %H:%M:%S} UTC |\n"
         f"| how | {row['action']} |\n"
         f"| before it | {before} |\n"

@@ -40,20 +40,23 @@ def import_files(
     now: datetime,
     mapping: Mapping[str, str] | None = None,
     max_quarantined_share: float = 0.1,
+    run_id: str | None = None,
 ) -> list[Receipt]:
     """Take in files, or the files of folders: one commit and one receipt for each, in their order.
 
     ``mapping`` is that of ``tasks.domain.mappings``. A file whose content was taken before, with the same mapping, is
-    left out (``reused``). Bad rows go to ``quarantine`` and the good ones are appended. Raises InputError for a file
-    that cannot be read as a whole and GateError if more than ``max_quarantined_share`` of its rows are bad; then
-    nothing of that file is appended, and the files before it stay.
+    left out (``reused``). Bad rows go to ``quarantine`` and the good ones are appended; ``run_id`` names their gate
+    results (without it, the batch does). Raises InputError for a file that cannot be read as a whole and GateError if
+    more than ``max_quarantined_share`` of its rows are bad; then nothing of that file is appended, and the files before
+    it stay.
     """
     files = resources.source_files()
     receipts = []
     with resources.warehouse() as warehouse:
         for number, path in enumerate(files.find(paths)):
             # a microsecond for each file keeps the order in which corrections came
-            job = _Import(resources, warehouse, kind, now + timedelta(microseconds=number), max_quarantined_share)
+            moment = now + timedelta(microseconds=number)
+            job = _Import(resources, warehouse, kind, moment, max_quarantined_share, run_id)
             batch_id = job.batch_id(files.content_hash(path), mapping)
             receipt = job.taken_before(batch_id)
             if receipt is None:
@@ -105,6 +108,7 @@ class _Import:
     kind: SourceKind
     now: datetime
     max_quarantined_share: float
+    run_id: str | None = None
 
     @property
     def table(self) -> str:
@@ -137,7 +141,9 @@ class _Import:
         )
         if n_refused:
             check = self._share_check(source, judged, passed)
-            record_checks(self.resources, "ingest", [check], run_id=f"import-{batch_id[:16]}", now=self.now)
+            record_checks(
+                self.resources, "ingest", [check], run_id=self.run_id or f"import-{batch_id[:16]}", now=self.now
+            )
         note = _note(judged, unused_columns(source.rows.column_names, mapping))
         return Receipt("import", judged.n_rows, judged.good.num_rows, self.table, seconds, note=note)
 

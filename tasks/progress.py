@@ -41,6 +41,11 @@ def watch_stages(watcher: Watcher) -> Iterator[None]:
         _watchers.reset(token)
 
 
+def progress_of(stage: str) -> Callable[[int, int], None]:
+    """What a stage is given to say how much of its work is done, and how much there is."""
+    return lambda done, total: tell(StageEvent(stage, "progress", done=done, total=total))
+
+
 def tell(event: StageEvent) -> None:
     """Pass an event to everybody who watches."""
     for watcher in _watchers.get():

