@@ -8,7 +8,7 @@ import time
 from infra.ducklake_warehouse import open_warehouse
 from infra.settings import WarehouseSettings
 
-N_COMMITS = 15
+N_COMMITS = 30
 ROWS_PER_COMMIT = 3
 
 WRITER = """
@@ -78,7 +78,7 @@ connection = duckdb.connect()
 for package in (duckdb_extension_sqlite_scanner, duckdb_extension_ducklake):
     (path,) = Path(package.__path__[0]).glob("extensions/*/*.duckdb_extension")
     connection.execute(f"load '{path}'")
-connection.execute(f"attach 'ducklake:sqlite:{folder}/catalog.sqlite' as lake (read_only)")
+connection.execute(f"attach 'ducklake:sqlite:{folder}/catalog.sqlite' as lake (read_only, meta_busy_timeout 5000)")
 deadline, seen = time.monotonic() + 60, 0
 while seen < n_commits * n_rows and time.monotonic() < deadline:
     now = connection.execute("select count(*) from lake.watermarks").fetchall()[0][0]
@@ -102,8 +102,8 @@ def finished(process, timeout=120):
 def test_two_writers_and_a_reader(tmp_path):
     """All begin at once on a warehouse that does not exist yet, so they race to make it, too."""
     folder, stop = tmp_path / "warehouse", tmp_path / "stop"
-    writers = [start(WRITER, folder, name, N_COMMITS, ROWS_PER_COMMIT) for name in ("ann", "bob")]
     reader = start(READER, folder, ROWS_PER_COMMIT, stop)
+    writers = [start(WRITER, folder, name, N_COMMITS, ROWS_PER_COMMIT) for name in ("ann", "bob")]
     for writer in writers:
         finished(writer)
     stop.touch()
