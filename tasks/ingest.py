@@ -214,7 +214,7 @@ class _Import:
         n_refused = judged.refused.num_rows
         return CheckResult(
             table=self.table,
-            expectation="share_of_refused_rows",
+            expectation=f"share_of_refused_rows of {source.source}",  # a run may take in several files
             column=None,
             severity="stop",
             passed=passed,

@@ -351,6 +351,14 @@ def test_a_type_that_was_added_to_the_settings_lets_the_file_in_again(resources,
     assert read(wider, "select count(*) as n from stg_events") == [{"n": 11}]
 
 
+def test_the_outcomes_of_several_files_of_one_run_stay_apart(resources, write):
+    good = [f"u{n},i,view,2026-01-01,,," for n in range(20)]
+    paths = [events_csv(write, f"{name}.csv", *good, f"{name},,view,2026-01-01,,,") for name in ("a", "b")]
+    import_files(resources, "events", paths, now=NOW, run_id="r")
+    rows = read(resources, "select observed from gate_results where run_id = 'r' order by observed")
+    assert [row["observed"].split(":")[0] for row in rows] == ["1 of 21 rows of a.csv", "1 of 21 rows of b.csv"]
+
+
 # events that programs make
 
 
