@@ -64,8 +64,8 @@ def deployments_file() -> Path:
     return inside if inside.exists() else Path(__file__).parents[1] / "prefect.yaml"
 
 
-def register_deployments() -> None:
-    """Make the work pool where it is missing, and every deployment as ``prefect.yaml`` says."""
+def make_work_pool() -> None:
+    """Make the work pool where it is missing; one that is there keeps what was set in the UI."""
     with get_client(sync_client=True) as client:
         try:
             client.read_work_pool(WORK_POOL)
@@ -79,6 +79,10 @@ def register_deployments() -> None:
                     base_job_template=template,
                 )
             )
+
+
+def register_deployments() -> None:
+    """Make or change every deployment as ``prefect.yaml`` says. Raises TerminalError with what Prefect said."""
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     command += ["--prefect-file", str(deployments_file())]
     environment = {**os.environ, "PWD": str(Path.cwd())}  # prefect.yaml asks for it: runs start where this one did

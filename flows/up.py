@@ -59,12 +59,13 @@ def run_up(settings: Settings, port: int | None, say: Say, on_ready: Callable[[R
         own = None if os.environ.get("PREFECT_API_URL") else _begin_server(stack, settings, port, say)
         say("opening the index")
         stack.enter_context(serve_index(settings.home / "index", settings.index))
-        running = _join_server(stack, settings, own, say)
+        _join_server(stack, own)
         say("starting the worker")
         worker = _Worker(settings)
         stack.callback(worker.stop)
         worker.start()
-        on_ready(running)
+        say("registering the deployments")
+        on_ready(_register(stack, settings, own))
         _watch(own, worker, say)
 
 
@@ -109,20 +110,27 @@ def _begin_server(stack: ExitStack, settings: Settings, port: int | None, say: S
     return stack.enter_context(start_server(settings, chosen))
 
 
-def _join_server(stack: ExitStack, settings: Settings, own: ServerProcess | None, say: Say) -> Running:
-    """Wait for the server, put it in order, and register the deployments."""
+def _join_server(stack: ExitStack, own: ServerProcess | None) -> None:
+    """Wait for the server, make the work pool, and put in order what an earlier one left."""
     if own is not None:
         own.wait_healthy()
         os.environ["PREFECT_API_URL"] = f"{own.url}/api"
         stack.callback(os.environ.pop, "PREFECT_API_URL", None)
-    from flows.deployments import crash_unfinished_runs, drop_missed_runs, register_deployments
+    from flows.deployments import crash_unfinished_runs, drop_missed_runs, make_work_pool
 
-    say("registering the deployments")
-    register_deployments()
+    make_work_pool()
     if own is not None:
         crash_unfinished_runs("nearline up ended while this ran, and was started again. Nothing is lost: run it again.")
         drop_missed_runs(utc_now())
         stack.callback(_crash_interrupted_runs, own)
+
+
+def _register(stack: ExitStack, settings: Settings, own: ServerProcess | None) -> Running:
+    """Register the deployments while the worker starts, and tell other processes where the server is."""
+    from flows.deployments import register_deployments
+
+    register_deployments()
+    if own is not None:
         _write_address(stack, settings.home, own)
     api_url = os.environ["PREFECT_API_URL"]
     return Running(api_url.rstrip("/").removesuffix("/api"), api_url)

@@ -1,0 +1,151 @@
+"""``nearline up`` as people use it: a server on loopback, the deployments, a worker, and runs through the REST API."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import pyarrow as pa
+import pytest
+
+from infra.prefect_server import find_server, free_port
+from tasks.ingest import append_events
+from tests.conftest import NOW
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(240)]
+
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+def environment(home):
+    """Only what a person has: no variable of Prefect's."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "NEARLINE", "COV"))}
+    return {**kept, "NEARLINE_HOME": str(home)}
+
+
+def nearline(home, *arguments):
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(home), check=False, timeout=120)
+
+
+@pytest.fixture
+def up(small_world, tmp_path):
+    """A running ``nearline up`` on the small world: its process and its address."""
+    home, log = small_world.resources.home, tmp_path / "up.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "up", "--port", str(free_port())],
+            env=environment(home),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=tmp_path,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while "Nearline is up" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        server = find_server(home)
+        assert server is not None
+        yield process, server
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def children(pid):
+    """Processes that a process started, and theirs."""
+    import psutil
+
+    return psutil.Process(pid).children(recursive=True)
+
+
+def trigger(api, flow, parameters):
+    """As docs/api.md says it; returns the run when it has ended."""
+    deployment = api.get(f"deployments/name/{flow}/{flow}").raise_for_status().json()
+    asked = api.post(f"deployments/{deployment['id']}/create_flow_run", json={"parameters": parameters})
+    run = asked.raise_for_status().json()
+    deadline = time.monotonic() + 100
+    while run["state_type"] not in FINAL:
+        assert time.monotonic() < deadline, run["state"]
+        time.sleep(0.3)
+        run = api.get(f"flow_runs/{run['id']}").raise_for_status().json()
+    return run
+
+
+def test_up_registers_schedules_serves_the_api_and_ends_whole(up, small_world):
+    process, server = up
+    home = small_world.resources.home
+    started = children(process.pid)
+    with httpx.Client(base_url=f"{server.api_url}/", timeout=30) as api:
+        check_deployments(api)
+        event = {"user_id": ["u01"], "item_id": ["i05"], "event_type": ["like"], "occurred_at": [NOW]}
+        append_events(small_world.resources, pa.table(event), source="test", now=small_world.tick())
+        check_nearline(trigger(api, "nearline", {}), api)
+        run = trigger(api, "maintenance", {"keep_days": 3})
+        assert (run["state_name"], run["parameters"]) == ("Tidied", {"keep_days": 3})
+        run = trigger(api, "nearline", {"version": "v9"})
+        assert run["state_type"] == "FAILED"
+        assert "no watermark" in run["state"]["message"]
+        wrong = {"parameters": {"version": ["not", "a", "text"]}}
+        answer = api.post(f"deployments/{run['deployment_id']}/create_flow_run", json=wrong)
+        assert answer.status_code == 409
+
+    second = nearline(home, "up")
+    assert second.returncode == 1
+    assert f"is up already for {home}: its UI is at {server.url}" in second.stderr.replace("\n", " ")
+    triggered = nearline(home, "trigger", "maintenance", "--wait", "--json")
+    assert triggered.returncode == 0, triggered.stderr
+    assert json.loads(triggered.stdout)["state"] == "Tidied"
+    status = json.loads(nearline(home, "status", "--json").stdout)
+    assert status["ui"] == server.url
+    assert {run["flow"]: run["state"] for run in status["last_runs"]}["maintenance"] == "Tidied"
+
+    process.send_signal(signal.SIGINT)
+    assert process.wait(40) == 0
+    assert find_server(home) is None
+    assert not [child for child in started if child.is_running() and child.status() != "zombie"]
+
+
+def check_deployments(api):
+    found = api.post("deployments/filter", json={}).raise_for_status().json()
+    assert sorted(deployment["name"] for deployment in found) == ["backfill", "daily_batch", "maintenance", "nearline"]
+    for deployment in found:
+        assert deployment["description"], deployment["name"]
+        assert deployment["concurrency_limit"] == 1 or deployment["global_concurrency_limit"]["limit"] == 1
+        for name, parameter in deployment["parameter_openapi_schema"]["properties"].items():
+            assert parameter.get("description"), f"{deployment['name']}: {name}"
+    schedules = {d["name"]: [s["schedule"] for s in d["schedules"] if s["active"]] for d in found}
+    assert schedules["backfill"] == []
+    assert schedules["nearline"][0]["interval"] == 60
+    assert (schedules["daily_batch"][0]["cron"], schedules["daily_batch"][0]["timezone"]) == ("0 2 * * *", "UTC")
+
+
+def check_nearline(run, api):
+    """It refreshed the one event; or a scheduled run came first and did."""
+    assert run["state_type"] == "COMPLETED", run["state"]
+    assert run["state_name"] in ("Refreshed", "Skipped")
+    artifact = api.get("artifacts/nearline-refresh/latest").raise_for_status().json()
+    (row,) = json.loads(artifact["data"])
+    assert (row["users"], row["events"]) == (1, 1)
+
+
+def test_up_that_was_killed_takes_its_children_with_it_and_can_be_started_again(up, small_world):
+    process, _ = up
+    started = children(process.pid)
+    assert len(started) >= 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(child.is_running() and child.status() != "zombie" for child in started):
+        assert time.monotonic() < deadline, "children outlive their parent"
+        time.sleep(0.2)
+    assert find_server(small_world.resources.home) is None
