@@ -21,7 +21,7 @@ from tasks.domain.vectors import unit_rows
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-FAST_HALF_LIFE = 4.0
+FAST_HALF_LIFE = 8.0
 """Interactions over which the fast decay halves. These three were measured: ``docs/decisions``."""
 SLOW_HALF_LIFE = 200.0
 """Interactions over which the slow decay halves."""
