@@ -96,7 +96,7 @@ class FactorSettings(_Section):
     unobserved_weight: float | None = Field(default=None, gt=0)
     """Weight of the pairs that were never seen. Empty: the default of the engine."""
     text_prior: float | None = Field(default=None, ge=0, le=1)
-    """Share of an item's penalty that pulls it toward its text instead of zero; 0 switches it off. Empty: the default."""
+    """Share of an item's penalty that pulls it toward its text instead of zero; 0 switches it off. Empty: default."""
     n_sweeps: int | None = Field(default=None, ge=1)
     """Passes over users and items. Empty: the default of the engine."""
     seed: int = 0
