@@ -4,17 +4,16 @@ Training and evaluation also share the one place that sets the number of threads
 """
 
 import hashlib
-import inspect
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 
 import numpy as np
 import numpy.typing as npt
 
-from tasks.domain import factors, fusion, histories, learning, least_squares, profiles, splits
 from tasks.domain.errors import TrainingError
 from tasks.domain.fusion import Fusion
 from tasks.domain.histories import InteractionLog, TextLog
@@ -26,7 +25,7 @@ from warehouse.catalog import query_sql
 
 Floats = npt.NDArray[np.float32]
 N_THREADS = min(os.cpu_count() or 1, 8)
-_CODE = (factors, fusion, histories, learning, least_squares, profiles, splits)
+_CODE = ("factors", "fusion", "histories", "learning", "least_squares", "profiles", "splits", "weight_search")
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def hash_inputs(warehouse: Warehouse, draft: Recipe, snapshot: int, encoder: Tex
         "rows": parts,
         "recipe": draft.to_json(),
         "encoder": encoder.encoder_id,
-        "code": [hashlib.sha256(inspect.getsource(module).encode()).hexdigest() for module in _CODE],
+        "code": [_source(module) for module in _CODE],
     }
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
@@ -115,6 +114,11 @@ def fixed_threads() -> Iterator[int]:
 
     with threadpool_limits(1):
         yield N_THREADS
+
+
+def _source(module: str) -> str:
+    """The text of a module of ``tasks.domain``, read and not imported: some of them import a compiler."""
+    return (files("tasks.domain") / f"{module}.py").read_text()
 
 
 def _users_of(rows: HistoryRows) -> set[str]:
