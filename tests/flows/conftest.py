@@ -3,8 +3,10 @@
 Prefect's environment is set while this file is read, before any test imports Prefect.
 """
 
+import atexit
 import csv
 import os
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ from tests.conftest import copy_home
 from tests.fakes.hashing import HashingEncoder, HashingResources
 
 SERVER_HOME = Path(tempfile.mkdtemp(prefix="nearline-flows-"))
+atexit.register(shutil.rmtree, SERVER_HOME, ignore_errors=True)
 prepare_prefect(load_settings(home=SERVER_HOME), quiet=True)
 
 TASTES = ("space robot alien star ship", "love kiss paris heart wedding")
@@ -60,7 +63,9 @@ class Api:
         return found["data"]
 
     def last_run(self, flow):
-        wanted = {"flows": {"name": {"any_": [flow]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": 1}
+        """The newest run of a flow that began."""
+        began = {"state": {"type": {"not_any_": ["SCHEDULED"]}}}
+        wanted = {"flows": {"name": {"any_": [flow]}}, "flow_runs": began, "sort": "EXPECTED_START_TIME_DESC"}
         return self.post("flow_runs/filter", wanted)[0]
 
     def run_of(self, flow, message):

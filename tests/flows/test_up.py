@@ -138,8 +138,19 @@ def check_nearline(run, api):
     assert (row["users"], row["events"]) == (1, 1)
 
 
-def test_up_that_was_killed_takes_its_children_with_it_and_can_be_started_again(up, small_world):
+def kill_worker(pid):
+    """Kill it, and return when another one has taken its place."""
+    first = next(child for child in children(pid) if "worker" in child.cmdline())
+    first.kill()
+    deadline = time.monotonic() + 20
+    while not any("worker" in child.cmdline() for child in children(pid) if child.pid != first.pid):
+        assert time.monotonic() < deadline, "the worker was not started again"
+        time.sleep(0.2)
+
+
+def test_a_killed_worker_comes_back_and_a_killed_up_takes_its_children_with_it(up, small_world):
     process, _ = up
+    kill_worker(process.pid)
     started = children(process.pid)
     assert len(started) >= 2
     process.kill()
