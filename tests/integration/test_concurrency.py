@@ -12,7 +12,7 @@ N_COMMITS = 30
 ROWS_PER_COMMIT = 3
 
 WRITER = """
-import sys
+import sys, time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,8 +22,12 @@ from infra.ducklake_warehouse import open_warehouse
 from infra.settings import WarehouseSettings
 
 folder, name, n_commits, n_rows = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+awaited = Path(sys.argv[5]) if len(sys.argv) > 5 else None  # half of the commits come after this file
 with open_warehouse(folder, WarehouseSettings()) as warehouse:
     for number in range(n_commits):
+        deadline = time.monotonic() + 60
+        while awaited and number == n_commits // 2 and not awaited.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
         now = datetime.now(UTC)
         rows = pa.table({
             "version": [f"{name}-{number}-{row}" for row in range(n_rows)],
@@ -51,7 +55,7 @@ sql = (
     "select count(*) as n, count(distinct version) as n_distinct,"
     " (select count(*) from builds) as n_commits from watermarks"
 )
-seen, slowest, stop = [], 0.0, Path(sys.argv[3])
+seen, slowest, stop, overlapped = [], 0.0, Path(sys.argv[3]), Path(sys.argv[4])
 while True:
     last = stop.exists()
     began = time.perf_counter()
@@ -60,6 +64,8 @@ while True:
     slowest = max(slowest, time.perf_counter() - began)
     assert row["n"] == row["n_distinct"] == n_rows * row["n_commits"], row
     seen.append(row["n"])
+    if len(seen) == 4:
+        overlapped.touch()
     if last:
         break
 print(json.dumps({"reads": len(seen), "last": seen[-1], "ascending": seen == sorted(seen), "slowest": slowest}))
@@ -101,16 +107,16 @@ def finished(process, timeout=120):
 
 def test_two_writers_and_a_reader(tmp_path):
     """All begin at once on a warehouse that does not exist yet, so they race to make it, too."""
-    folder, stop = tmp_path / "warehouse", tmp_path / "stop"
-    reader = start(READER, folder, ROWS_PER_COMMIT, stop)
-    writers = [start(WRITER, folder, name, N_COMMITS, ROWS_PER_COMMIT) for name in ("ann", "bob")]
+    folder, stop, overlapped = tmp_path / "warehouse", tmp_path / "stop", tmp_path / "overlapped"
+    reader = start(READER, folder, ROWS_PER_COMMIT, stop, overlapped)
+    writers = [start(WRITER, folder, name, N_COMMITS, ROWS_PER_COMMIT, overlapped) for name in ("ann", "bob")]
     for writer in writers:
         finished(writer)
     stop.touch()
     report = json.loads(finished(reader))
     assert report["last"] == 2 * N_COMMITS * ROWS_PER_COMMIT
     assert report["ascending"]
-    assert report["reads"] > 3
+    assert overlapped.exists(), "the reader did not read while the writers wrote"
     with open_warehouse(folder, WarehouseSettings()) as warehouse:
         rows = warehouse.read("select version from watermarks")["version"].to_pylist()
         first = warehouse.read("select min(snapshot_id) as id from lake.snapshots()")["id"][0].as_py()
