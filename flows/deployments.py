@@ -66,7 +66,7 @@ def deployments_file() -> Path:
 
 def make_work_pool() -> None:
     """Make the work pool where it is missing; one that is there keeps what was set in the UI."""
-    with get_client(sync_client=True) as client:
+    with _connected() as client:
         try:
             client.read_work_pool(WORK_POOL)
         except ObjectNotFound:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -96,11 +97,12 @@ def prefect_api(settings: Settings, *, quiet: bool = True) -> Iterator[None]:
     """A Prefect server for the flows of this process: the one of ``PREFECT_API_URL``, else the one that ``nearline up``
     runs for this home, else one of our own that ends with the context.
 
-    Our own server starts in the background; call ``wait_for_api`` before the first flow.
+    Our own server starts in the background; call ``wait_for_api`` before the first flow. Raises TransientError if
+    ``PREFECT_API_URL`` names a server that does not answer.
     """
     global _started
     prepare_prefect(settings, quiet=quiet)
-    if os.environ.get("PREFECT_API_URL"):
+    if _named_api():
         yield
         return
     running = find_server(settings.home)
@@ -136,7 +138,7 @@ def connect_prefect(settings: Settings) -> Iterator[None]:
 def try_connect_prefect(settings: Settings) -> Iterator[bool]:
     """As ``connect_prefect``; says whether there is a server, instead of raising."""
     prepare_prefect(settings, quiet=True)
-    if os.environ.get("PREFECT_API_URL"):
+    if _named_api():
         yield True
         return
     running = find_server(settings.home)
@@ -229,11 +231,28 @@ def find_server(home: Path) -> ServerAddress | None:
 
 
 def is_healthy(url: str) -> bool:
-    """Whether a Prefect server answers there."""
+    """Whether a Prefect server of this machine answers there."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with suppress(OSError, ValueError), opener.open(f"{url}/api/health", timeout=3) as response:
         return bool(response.read() == b"true")
     return False
+
+
+def _named_api() -> str | None:
+    """The server of ``PREFECT_API_URL``, if there is that variable. Raises TransientError if nothing answers there."""
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return None
+    try:
+        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10).close()
+    except urllib.error.HTTPError as error:
+        error.close()  # it answers, and may want a password, which Prefect's client has
+    except (OSError, ValueError) as error:
+        raise TransientError(
+            f"PREFECT_API_URL names a Prefect server at {url}, which does not answer: {error}. Start it, correct the "
+            "variable (http://127.0.0.1:4200/api, say), or unset it: then nearline finds or starts one by itself."
+        ) from None
+    return url
 
 
 def free_port() -> int:

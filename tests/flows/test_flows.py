@@ -6,6 +6,7 @@ from datetime import timedelta
 import pyarrow as pa
 import pytest
 
+import flows.cli
 import tasks.publish
 from flows.backfill import backfill
 from flows.daily_batch import daily_batch
@@ -184,6 +185,17 @@ def test_maintenance_tidies_and_keeps_what_serves(small_world, run_on, api):
     assert recommend_to_user(resources, "u02") == before
     run = api.last_run("maintenance")
     assert len(json.loads(api.artifact("maintenance", run["id"]))) == len(summary.receipts)
+
+
+def test_a_rollback_on_the_command_line_is_announced(two_versions, run_on, api, monkeypatch, capsys):
+    resources = run_on(two_versions.resources)
+    monkeypatch.setattr("sys.argv", ["nearline", "rollback"])
+    with pytest.raises(SystemExit, match="0"):
+        flows.cli.main()
+    assert "v1 serves again" in capsys.readouterr().out
+    assert load_serving_version(resources) == "v1"
+    event = api.events("nearline.version.rolled_back")[0]
+    assert event["resource"]["prefect.resource.id"] == "nearline.version.v1"
 
 
 def test_relative_paths_are_refused_because_a_worker_runs_anywhere(home):
