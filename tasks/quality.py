@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from tasks.domain.errors import GateError, InputError, NotFoundError
-from tasks.domain.ports import Resources, Validator, Warehouse
+from tasks.domain.ports import Resources, Transaction, Validator, Warehouse
 from tasks.domain.records import CheckResult
 from warehouse.catalog import GATES, Check, Contract, contracts, query_sql
 
@@ -80,19 +80,26 @@ def record_checks(
 ) -> None:
     """Write the outcomes of checks to ``gate_results``, in place of earlier ones of the same run.
 
-    Raises GateError, with what was seen, what is allowed and what to do, if a check with severity stop failed.
+    If a check with severity stop failed, a candidate ``version`` is rejected in the same commit, and GateError says
+    what was seen, what is allowed and what to do.
     """
     if not results:
         return
     table = _result_rows(gate, results, run_id, now, version)
     same = {name: sorted(set(table[name].to_pylist())) for name in ("table_name", "expectation")}
+    key = {"run_id": run_id, "gate": gate, **same}
+    failed = [result for result in results if not result.passed and result.severity == "stop"]
+
+    def write(transaction: Transaction) -> None:
+        transaction.replace("gate_results", table, key)
+        if failed and version:
+            transaction.execute(query_sql("mark_rejected"), {"version": version})
+
     with resources.warehouse() as warehouse:
-        key = {"run_id": run_id, "gate": gate, **same}
-        warehouse.commit(lambda transaction: transaction.replace("gate_results", table, key))
+        warehouse.commit(write)
     for result in results:
         if not result.passed and result.severity == "warn":
             logger.warning("gate=%s %s", gate, _line(result))
-    failed = [result for result in results if not result.passed and result.severity == "stop"]
     logger.info("gate=%s run=%s checks=%d stopped=%d", gate, run_id, len(results), len(failed))
     if failed:
         raise GateError(_message(gate, run_id, failed, len(results)))

@@ -97,6 +97,8 @@ def test_a_gate_before_the_switch_leaves_the_old_version_serving_and_says_what_t
         daily_batch(items=(nameless,))
 
     assert load_serving_version(resources) == batched.summary.version
+    states = read(resources, "select version, state from model_versions order by version")
+    assert [row["state"] for row in states] == ["published", "rejected"]
     run, stopped = stopped_run(api)
     assert {check["gate"] for check in stopped} == {"publish"}
     event = next(e for e in api.events("nearline.gate.stopped") if run["id"] in str(e["related"]))
