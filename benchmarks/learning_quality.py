@@ -1,11 +1,14 @@
 """Ranking quality of the choices in docs/decisions, on the newest model version of a home.
 
-    NEARLINE_HOME=var python -m benchmarks.learning_quality
+    python -m benchmarks.learning_quality --json        (of NEARLINE_HOME; `make demo` fills the default one)
 
 Choices are measured on the validation part of the training part alone (each user's last fifth of what lies before the
-test part); the test parts are measured once, with the choices as they are. Prints markdown.
+test part); the test parts are measured once, with the choices as they are. Prints markdown, and one JSON object as its
+last line.
 """
 
+import argparse
+import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -28,6 +31,9 @@ SEEDS = (0, 1, 2)
 
 def main() -> None:
     """Measure everything and print it."""
+    parser = argparse.ArgumentParser(description="Ranking quality of the choices in docs/decisions.")
+    parser.add_argument("--json", action="store_true", help="print only the JSON object")
+    show = not parser.parse_args().json
     resources = build_resources()
     encoder = resources.encoder()
     draft = build_draft(resources, UNLEARNED)
@@ -35,9 +41,13 @@ def main() -> None:
         inputs = load_inputs(warehouse, draft, warehouse.latest_snapshot(), encoder.encoder_id, encoder.width)
         before_test = split_user_tail(inputs.log, inputs.texts)
         validation = split_user_tail(before_test.train, before_test.texts)
-        print_table("Factors alone, validation part", factor_choices(validation, inputs.catalog, draft, n_threads))
-        print_table("New items among themselves", cold_items(inputs.log, inputs.catalog, draft, n_threads))
-        print_table("Test parts", test_parts(inputs, draft, n_threads))
+        sections = {
+            "Factors alone, validation part": factor_choices(validation, inputs.catalog, draft, n_threads),
+            "New items among themselves": cold_items(inputs.log, inputs.catalog, draft, n_threads),
+            "Test parts": test_parts(inputs, draft, n_threads),
+        }
+        measured = {title: collect(title, rows, show) for title, rows in sections.items()}
+    print(json.dumps({"benchmark": "learning_quality", **measured}))
 
 
 def factor_choices(split: Split, catalog: Catalog, draft: Recipe, n_threads: int) -> Iterator[tuple[str, str]]:
@@ -115,11 +125,16 @@ def test_parts(inputs: TrainingInputs, draft: Recipe, n_threads: int) -> Iterato
                 yield f"{name} {row.policy} {row.metric}", interval
 
 
-def print_table(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Two columns of markdown, row by row as they are measured."""
-    print(f"\n### {title}\n\n| what | value |\n| --- | --- |")
+def collect(title: str, rows: Iterable[tuple[str, str]], show: bool) -> dict[str, str]:
+    """The rows by name; shown as markdown, row by row as they are measured, if ``show``."""
+    if show:
+        print(f"\n### {title}\n\n| what | value |\n| --- | --- |")
+    found = {}
     for what, value in rows:
-        print(f"| {what} | {value} |", flush=True)
+        found[what] = value
+        if show:
+            print(f"| {what} | {value} |", flush=True)
+    return found
 
 
 def _ridge(factors: np.ndarray, text: np.ndarray, warm: InteractionLog) -> np.ndarray:
