@@ -100,7 +100,8 @@ def serving_version(index: VectorIndex) -> str:
     version = index.serving_version()
     if version is None:
         raise NotFoundError(
-            "The serving version was asked for, and none is published yet. Run `nearline run daily_batch` first."
+            "The serving version was asked for, and the index has none. Before the first publication: run `nearline run "
+            "daily_batch`. If the index was lost: `nearline rebuild-index` makes it again from the warehouse."
         )
     return version
 
