@@ -100,8 +100,8 @@ def serving_version(index: VectorIndex) -> str:
     version = index.serving_version()
     if version is None:
         raise NotFoundError(
-            "The serving version was asked for, and the index has none. Before the first publication: run `nearline run "
-            "daily_batch`. If the index was lost: `nearline rebuild-index` makes it again from the warehouse."
+            "The serving version was asked for, and the index has none. Before the first publication: run "
+            "`nearline run daily_batch`. If the index was lost: `nearline rebuild-index` makes it again from the warehouse."
         )
     return version
 
