@@ -101,7 +101,7 @@ def serving_version(index: VectorIndex) -> str:
     if version is None:
         raise NotFoundError(
             "The serving version was asked for, and the index has none. Before the first publication: run "
-            "`nearline run daily_batch`. If the index was lost: `nearline rebuild-index` makes it again from the warehouse."
+            "`nearline run daily_batch`. If the index was lost: `nearline rebuild-index`."
         )
     return version
 
