@@ -56,7 +56,7 @@ wheel: .venv/.dev ## Build the wheel and import it in an empty environment
 
 check: lint types imports wheel test ## Everything that CI runs
 
-bench: .venv/.dev ## Run the benchmarks; each prints one JSON object as its last line
+bench: .venv/.dev ## Run the benchmarks (after make demo); each prints one JSON object as its last line
 	@for name in $$(ls benchmarks/*.py | xargs -n1 basename | sed 's/\.py$$//' | grep -v __init__); do \
 	  echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name --json || exit 1; done
 
