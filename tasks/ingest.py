@@ -243,7 +243,7 @@ def _unreadable(source: SourceRows) -> pa.Table:
 
 
 def _note(judged: _Judged, unused: Sequence[str]) -> str:
-    parts = []
+    parts = [] if judged.n_rows else ["the file has columns and no rows"]
     if judged.refused.num_rows:
         look = 'nearline sql "select reason, count(*) from quarantine group by all"'
         parts.append(f"{judged.refused.num_rows} rows went to quarantine: {look}")

@@ -384,3 +384,9 @@ def test_an_event_may_be_a_little_ahead_of_our_clock(resources):
         {"user_id": ["u"], "item_id": ["i"], "event_type": ["like"], "occurred_at": [NOW + timedelta(hours=20)]}
     )
     assert append_events(resources, rows, source="shop", now=NOW).n_out == 1
+
+
+def test_a_file_without_rows_is_taken_and_says_so(local_resources, write):
+    (receipt,) = import_files(local_resources, "items", [write("empty.csv", "item_id,title")], now=NOW)
+    assert (receipt.n_in, receipt.n_out) == (0, 0)
+    assert "no rows" in receipt.note
