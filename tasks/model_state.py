@@ -73,6 +73,7 @@ def load_item_space(warehouse: Warehouse, version: str) -> ItemSpace:
         factors=matrix_from_lists(rows["factors"], model.n_factors),
         prior=rows["prior"].to_numpy().astype(np.float32),
         text_map=model.text_map,
+        n_likes=rows["n_interactions"].to_numpy(),
     )
 
 

@@ -176,7 +176,7 @@ class SmallWorld:
             "template_version": texts["template_version"][0].as_py(), "text_width": encoder.width, "n_factors": 6,
             "training_snapshot": warehouse.latest_snapshot(), "inputs_hash": "", "seed": 0, "n_items": len(item_ids),
             "n_users": len(users), "recipe": recipe.to_json(), "fusion": fusion.to_json(),
-            "text_map": fit.text_map.ravel().tolist(), "metrics": json.dumps({}),
+            "text_map": fit.item_map.ravel().tolist(), "metrics": json.dumps({}),
         }  # fmt: skip
         factors = pa.table({
             "version": [version] * len(item_ids), "item_id": item_ids, "content_hash": texts["content_hash"],

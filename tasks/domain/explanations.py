@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from tasks.domain.factors import TextTerms, attribute_scores
+from tasks.domain.attribution import attribute_scores
 from tasks.domain.profiles import (
     Histories,
     ItemSpace,
@@ -55,18 +55,13 @@ def split_by_reason(
     """
     recent, _ = weigh_recency(histories, items, recipe)
     coefficients = text_coefficients(recent, items)
-    written = text_terms(recent, items)
-    gram = items.factors.T.astype(np.float64) @ items.factors
-    for user, rows in enumerate(targets):
+    fixed = items.fixed(recipe.factor_parameters)
+    attributed = attribute_scores(recent.interactions, fixed, list(targets), texts=text_terms(recent, items))
+    for user, (rows, by_factors) in enumerate(zip(targets, attributed, strict=True)):
         start, end = histories.interactions.indptr[user : user + 2]
         history = histories.interactions.indices[start:end].astype(np.int64)
         texts = np.flatnonzero(histories.text_user == user)
         alpha = float(profiles.alpha[user])
-        terms = TextTerms(written.factors[texts], np.zeros(len(texts), np.int64), written.weight[texts])
-        weights = recent.interactions.data[start:end]
-        by_factors = attribute_scores(
-            history, weights, items.factors, rows, recipe.factor_parameters, texts=terms, gram=gram
-        )
         item_text, text_text = _text_shares(coefficients, user, history, texts, histories, items, rows)
         factor_weight = (1 - alpha) * recipe.fusion.scale
         item_values = alpha * item_text + factor_weight * by_factors.items.T

@@ -1,33 +1,48 @@
-"""Matrix factorization from implicit feedback, with item factors that lean on what their text predicts.
+"""Matrix factorization from implicit feedback, with factors that lean on what the text of an item predicts.
 
 Alternating least squares as in Hu, Koren and Volinsky 2008 ("Collaborative Filtering for Implicit Feedback
 Datasets"), with the frequency-scaled penalty and the separate weight of unobserved pairs of Rendle, Krichene, Zhang
-and Koren 2021 ("Revisiting the Performance of iALS on Item Recommendation Benchmarks"). What is ours: signed
-confidence weights, and a share ``s = text_prior`` of an item's penalty that pulls it toward ``B' t_i``:
+and Koren 2021 ("Revisiting the Performance of iALS on Item Recommendation Benchmarks"), and unobserved pairs that weigh
+more where an item is popular, as in He, Zhang, Kan and Chua 2016 ("Fast Matrix Factorization for Online Recommendation
+with Implicit Feedback"). What is ours: signed confidence weights, and a share ``s = text_prior`` of a row's penalty
+that pulls it toward ``B' t_i``, what a linear map of its features predicts:
 
-    L = sum_observed |w| (p - <x, f>)^2  +  a * sum_all <x, f>^2  +  sum_u l_u |x_u|^2
+    L = sum_observed |w| (p - <x, f>)^2  +  a * sum_ui e_i <x, f>^2  +  sum_u l_u |x_u|^2
         + sum_i l_i ((1 - s) |f_i|^2 + s |f_i - B' t_i|^2)  +  s * r * |B|^2
 
-with preference ``p = 1`` for a weight above 0 and ``p = 0`` below, and ``l = regularization * (sum |w| + a * n)^e``.
-B is the ridge regression over items with some history; for the others its pull is not part of L, they follow.
-Every half-step minimises L over its block, so L never rises. It knows nothing of ids, time or storage.
+with preference ``p = 1`` for a weight above 0 and ``p = 0`` below, exposure ``e_i = (1 + likes of i)^g``, 1 in the
+mean, and ``l = regularization * (sum |w| + a * sum e)^h`` over the row's entries and pairs. Users may have features
+too, with a map of their own; their term is like that of the items. A map is the ridge regression over rows with some
+history; for the others its pull is not part of L, they follow. Every half-step lowers L over its block, so L never
+rises. It knows nothing of ids, time or storage.
 """
 
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import linalg, sparse
+from scipy import sparse
 
 from tasks.domain.errors import TrainingError
+from tasks.domain.feature_maps import FeatureMap
+from tasks.domain.half_steps import (
+    Basis,
+    Features,
+    RowSolver,
+    Side,
+    ThreadedSolver,
+    find_basis,
+    rotate,
+    solve_side,
+    threads,
+)
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-_CHUNK_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -42,14 +57,16 @@ class FactorParameters:
     """How the penalty grows with the size of a history: 0 not at all, 1 in proportion."""
     unobserved_weight: float = 0.2
     """Weight of every pair, seen or not, as one of preference 0."""
+    popularity_exponent: float = 0.0
+    """How that weight grows with the likes of an item: 0 not at all, 1 in proportion."""
     text_prior: float = 1.0
-    """Share, in [0, 1], of an item's penalty that pulls it toward its text instead of zero."""
+    """Share, in [0, 1], of a row's penalty that pulls it toward what its features predict instead of zero."""
     text_ridge: float = 10.0
-    """Strength of the ridge of the map from text to factors."""
+    """Strength of the ridge of the map from features to factors."""
     user_text_weight: float = 1.0
     """Confidence of a user's text as a term of their half-step, times the weight of its event."""
     n_sweeps: int = 12
-    """Passes over users and items."""
+    """Passes over users and items, at most."""
     seed: int = 0
     """Seed of the start values."""
 
@@ -58,19 +75,31 @@ class FactorParameters:
         return asdict(self)
 
 
+class Sweep(NamedTuple):
+    """What one pass over users and items came to: its number from 1, the loss after it, its seconds, and the value of
+    ``measure``, if one was given."""
+
+    number: int
+    loss: float
+    seconds: float
+    metric: float | None
+
+
 class FactorModel(NamedTuple):
-    """A fit: ``users`` (n_users, n_factors) and ``items`` (n_items, n_factors) float32, ``text_map`` B
-    (text_width, n_factors) float32, and the loss after each sweep."""
+    """A fit: ``users`` (n_users, d) and ``items`` (n_items, d), ``exposure`` (n_items,), the maps from features to
+    factors (width, d), all float32, and what each sweep came to."""
 
     users: Floats
     items: Floats
-    text_map: Floats
-    losses: tuple[float, ...]
+    exposure: Floats
+    item_map: Floats
+    user_map: Floats
+    sweeps: tuple[Sweep, ...]
 
 
 class TextTerms(NamedTuple):
     """What users wrote, as terms of their half-step: each text stands for an item that has the factors its words
-    predict. ``factors`` (n_texts, n_factors), ``user`` (n_texts,) rows of the interactions, ``weight`` (n_texts,)."""
+    predict. ``factors`` (n_texts, d), ``user`` (n_texts,) rows of the interactions, ``weight`` (n_texts,)."""
 
     factors: Floats
     user: npt.NDArray[np.int64]
@@ -79,200 +108,305 @@ class TextTerms(NamedTuple):
 
 def fit_factors(
     interactions: sparse.csr_matrix,
-    texts: Floats,
+    item_features: Features,
     parameters: FactorParameters,
     *,
+    user_features: Features | None = None,
+    start: Floats | None = None,
+    measure: Callable[[Floats, Floats], float] | None = None,
+    patience: int = 2,
+    on_sweep: Callable[[Sweep], None] | None = None,
+    solver: RowSolver | None = None,
     n_threads: int = 1,
-    on_sweep: Callable[[int, float], None] | None = None,
 ) -> FactorModel:
     """Fit user and item factors.
 
-    ``interactions`` is (n_users, n_items) CSR of signed confidence weights, ``texts`` (n_items, text_width) with unit
-    or zero rows. Items without interactions get the solution of the same half-step, so the pull of their text alone.
-    The result depends on the seed and not on ``n_threads``. ``on_sweep(sweep, loss)`` is called after each sweep.
-    The last user half-step is ``fold_in``. Raises TrainingError for weights that are not finite, for a matrix without
-    a positive weight and for a fit that diverges.
+    ``interactions`` is (n_users, n_items) CSR of signed confidence weights; equal pairs are added up. ``item_features``
+    (n_items, width) have unit or zero rows, or no column; so do ``user_features`` (n_users, width). Items without
+    interactions get the solution of the same half-step, so the pull of their features alone. ``start`` (n_items, d)
+    are item factors to go on from, zero for new items. ``measure(users, items)`` is called after each sweep; without a
+    new best for ``patience`` sweeps the fit ends. ``on_sweep`` is called after each sweep. ``solver`` does the
+    half-steps, on ``n_threads`` threads by default. The result depends on the seed, and neither on threads nor
+    workers. The last user half-step is exact, as ``fold_in`` is. Raises TrainingError for parameters, weights or start
+    values out of range, for a matrix without a positive weight, and for a fit that diverges.
     """
-    matrix = _checked(interactions)
-    by_item = matrix.T.tocsr()
-    text_step = _TextStep(texts, by_item, parameters)
-    rng = np.random.default_rng(parameters.seed)
-    items = rng.normal(0, 0.1 / np.sqrt(parameters.n_factors), (matrix.shape[1], parameters.n_factors))
-    losses: list[float] = []
-    for sweep in range(parameters.n_sweeps):
-        users = half_step(matrix, items, parameters, n_threads=n_threads)
-        text_map, predicted = text_step.solve(items)
-        items = half_step(by_item, users, parameters, pull=text_step.weight[:, None] * predicted, n_threads=n_threads)
-        losses.append(compute_loss(matrix, users, items, predicted, text_map, parameters))
-        _check_loss(losses, parameters)
+    matrix = _checked(interactions, item_features, user_features, parameters)
+    fit = _Fit(matrix, item_features, user_features, parameters, solver or ThreadedSolver(n_threads))
+    fit.begin(_start(matrix.shape[1], parameters, start), warm=start is not None)
+    sweeps: list[Sweep] = []
+    for number in range(1, parameters.n_sweeps + 1):
+        began = time.perf_counter()
+        loss = fit.sweep()
+        metric = None if measure is None else measure(fit.users, fit.items)
+        sweeps.append(Sweep(number, loss, time.perf_counter() - began, metric))
+        _check_loss(sweeps, parameters)
         if on_sweep is not None:
-            on_sweep(sweep, losses[-1])
-    stored = items.astype(np.float32)
-    last = fold_in(matrix, stored, parameters, n_threads=n_threads)
-    return FactorModel(last, stored, text_map.astype(np.float32), tuple(losses))
+            on_sweep(sweeps[-1])
+        if best_sweep(sweeps) <= number - patience:
+            break
+    return fit.finish(tuple(sweeps), n_threads)
+
+
+def best_sweep(sweeps: list[Sweep] | tuple[Sweep, ...]) -> int:
+    """Number of the sweep with the highest metric, the first of equals; the last one where nothing was measured."""
+    measured = [sweep for sweep in sweeps if sweep.metric is not None]
+    return max(measured, key=lambda sweep: (sweep.metric, -sweep.number)).number if measured else sweeps[-1].number
+
+
+class FixedItems:
+    """Item factors that users are solved against: ``factors`` (n_items, d) and ``exposure`` (n_items,) of one model.
+
+    Their Gram matrix is diagonalised once, for many calls of ``fold_in`` and ``attribute_scores``.
+    """
+
+    def __init__(self, factors: Floats, exposure: Floats, parameters: FactorParameters) -> None:
+        self.factors, self.exposure, self.parameters = factors, exposure, parameters
+
+    @cached_property
+    def basis(self) -> Basis:
+        """Where their Gram matrix is diagonal."""
+        with threads(1) as run:
+            return find_basis(self.factors, self.exposure, run)
+
+    @cached_property
+    def rotated(self) -> Floats:
+        """The factors in that basis."""
+        rotated = self.factors.copy()
+        with threads(1) as run:
+            rotate(rotated, self.basis.rotation, run)
+        return rotated
+
+    def side(
+        self, interactions: sparse.csr_matrix, texts: TextTerms | None = None, features: Features | None = None
+    ) -> tuple[Side, Floats]:
+        """Users as rows to be solved, and the fixed factors of their columns, rotated: the items, then the texts."""
+        fixed = self.rotated
+        if texts is not None and len(texts.weight):
+            weight = texts.weight * np.float32(self.parameters.user_text_weight)
+            cells = (weight, (texts.user, np.arange(len(weight))))
+            block = sparse.csr_matrix(cells, shape=(interactions.shape[0], len(weight)), dtype=np.float32)
+            interactions = sparse.hstack([interactions, block], format="csr", dtype=np.float32)
+            fixed = np.concatenate([fixed, (texts.factors @ self.basis.rotation).astype(np.float32)])
+        return user_side(interactions, self.exposure, self.parameters, features), fixed
 
 
 def fold_in(
     interactions: sparse.csr_matrix,
-    items: Floats,
-    parameters: FactorParameters,
+    items: FixedItems,
     *,
     texts: TextTerms | None = None,
+    features: Features | None = None,
+    feature_map: Floats | None = None,
     n_threads: int = 1,
 ) -> Floats:
     """Solve users against fixed items, exactly: the user half-step of the training.
 
-    ``interactions`` (n_users, n_items) CSR of full histories; returns (n_users, n_factors) float32. A user with
-    neither history nor text gets zeros. A row does not depend on the other rows.
+    ``interactions`` (n_users, n_items) CSR of full histories; ``features`` (n_users, width) with their ``feature_map``
+    (width, d), where the model has one; returns (n_users, d) float32. A user with neither history, text nor features
+    gets zeros. A row does not depend on the other rows. Raises TrainingError where a row cannot be solved.
     """
-    fixed = items.astype(np.float64)
-    if texts is not None and len(texts.weight):
-        weight = texts.weight * np.float32(parameters.user_text_weight)
-        cells = (weight, (texts.user, np.arange(len(weight))))
-        block = sparse.csr_matrix(cells, shape=(interactions.shape[0], len(weight)), dtype=np.float32)
-        interactions = sparse.hstack([interactions, block], format="csr")
-        fixed = np.concatenate([fixed, texts.factors.astype(np.float64)])
-    solved = half_step(interactions, fixed, parameters, n_catalog=len(items), n_threads=n_threads)
-    return solved.astype(np.float32)
+    side, fixed = items.side(interactions, texts, features)
+    rows = np.zeros((side.n_rows, fixed.shape[1]), np.float32)
+    rotation = items.basis.rotation
+    rotated_map = None if feature_map is None else (feature_map @ rotation).astype(np.float32)
+    with threads(n_threads) as run:
+        solve_side(side, fixed, items.basis.spectrum, rows, rotated_map, run, exact=True)
+        rotate(rows, rotation.T, run)
+    return rows
 
 
-class Attribution(NamedTuple):
-    """Shares of ``<f_u, f_i>``: of the history items (n_targets, n_history) and of the texts (n_targets, n_texts).
-    A row adds up to the score of its target."""
-
-    items: Doubles
-    texts: Doubles
-
-
-def attribute_scores(
-    history: npt.NDArray[np.int64],
-    weights: Floats,
-    items: Floats,
-    targets: npt.NDArray[np.int64],
-    parameters: FactorParameters,
-    *,
-    texts: TextTerms | None = None,
-    gram: Doubles | None = None,
-) -> Attribution:
-    """Split one user's factor scores exactly over their history (Hu, Koren and Volinsky 2008, section 5).
-
-    ``history`` (n_history,) and ``targets`` (n_targets,) are rows of ``items``; ``weights`` (n_history,) signed
-    confidences. What was only seen or disliked has the share 0: it acts through the shares of the others. ``gram``
-    is ``items.T @ items`` in double precision, given where many users are split against the same items.
-    """
-    gram = items.T.astype(np.float64) @ items if gram is None else gram
-    text_factors = np.zeros((0, items.shape[1])) if texts is None else texts.factors.astype(np.float64)
-    text_weight = np.zeros(0) if texts is None else texts.weight.astype(np.float64) * parameters.user_text_weight
-    terms = np.concatenate([items[history].astype(np.float64), text_factors])
-    confidence = np.concatenate([weights.astype(np.float64), text_weight])
-    size = np.abs(confidence)
-    system = parameters.unobserved_weight * gram + (terms.T * size) @ terms
-    system[np.diag_indices_from(system)] += _penalty(size.sum(), len(items), parameters)
-    solved = _solve(system, items[targets].T.astype(np.float64))
-    shares = solved.T @ terms.T * np.maximum(confidence, 0)
-    return Attribution(shares[:, : len(history)], shares[:, len(history) :])
+def user_side(
+    interactions: sparse.csr_matrix, exposure: Floats, parameters: FactorParameters, features: Features | None = None
+) -> Side:
+    """Users as rows, against items with the given exposure."""
+    unobserved = np.full(interactions.shape[0], parameters.unobserved_weight, np.float32)
+    penalty = _penalty(_sizes(interactions), unobserved, float(exposure.sum()), parameters)
+    return Side(interactions, unobserved, exposure, penalty, features, _pull(penalty, features, parameters))
 
 
-def half_step(
-    interactions: sparse.csr_matrix,
-    fixed: Doubles,
-    parameters: FactorParameters,
-    *,
-    pull: Doubles | None = None,
-    n_catalog: int | None = None,
-    n_threads: int = 1,
-) -> Doubles:
-    """Solve every row of ``interactions`` against the ``fixed`` factors (n_columns, n_factors) of its columns.
-
-    ``pull`` (n_rows, n_factors) is added to the right side of each row (nothing if None). The first ``n_catalog``
-    fixed rows (all if None) make up the unobserved part. Rows are solved one by one, so threads change nothing.
-    """
-    n_rows, n_factors = interactions.shape[0], fixed.shape[1]
-    catalog = fixed[:n_catalog]
-    base = parameters.unobserved_weight * (catalog.T @ catalog)
-    sizes = np.asarray(abs(interactions).sum(axis=1), np.float64).ravel()
-    penalty = _penalty(sizes, len(catalog), parameters)
-    drawn = np.zeros((n_rows, n_factors)) if pull is None else pull
-    out = np.zeros((n_rows, n_factors))
-    empty = np.diff(interactions.indptr) == 0
-    if drawn[empty].any():  # rows without an entry have one matrix in common
-        system = base + _penalty(0.0, len(catalog), parameters) * np.eye(n_factors)
-        out[empty] = _solve(system, drawn[empty].T).T
-    rows = np.flatnonzero(~empty)
-    weights = interactions.data.astype(np.float64)
-    indptr, indices = interactions.indptr.astype(np.int64), interactions.indices.astype(np.int64)
-    solve = partial(_solve_rows(), rows, indptr, indices, weights, fixed, base, penalty, drawn, out)
-    _in_chunks(solve, len(rows), n_threads)
-    return out
+def item_side(
+    by_item: sparse.csr_matrix, exposure: Floats, parameters: FactorParameters, features: Features | None = None
+) -> Side:
+    """Items as rows, from ``by_item`` (n_items, n_users), against users who all count alike."""
+    unobserved = (parameters.unobserved_weight * exposure).astype(np.float32)
+    everybody = np.ones(by_item.shape[1], np.float32)
+    penalty = _penalty(_sizes(by_item), unobserved, float(len(everybody)), parameters)
+    return Side(by_item, unobserved, everybody, penalty, features, _pull(penalty, features, parameters))
 
 
-def compute_loss(
-    interactions: sparse.csr_matrix,
-    users: Doubles,
-    items: Doubles,
-    predicted: Doubles,
-    text_map: Doubles,
-    parameters: FactorParameters,
-) -> float:
-    """The objective of the module docstring; ``predicted`` (n_items, n_factors) is ``B' t_i``."""
-    rows = np.repeat(np.arange(interactions.shape[0]), np.diff(interactions.indptr))
-    scores = np.einsum("nd,nd->n", users[rows], items[interactions.indices])
-    weight, size = interactions.data.astype(np.float64), abs(interactions)
-    observed = np.sum(np.abs(weight) * ((weight > 0) - scores) ** 2)
-    everywhere = parameters.unobserved_weight * np.sum((users.T @ users) * (items.T @ items))
-    l_users = _penalty(np.asarray(size.sum(axis=1), np.float64).ravel(), len(items), parameters)
-    l_items = _penalty(np.asarray(size.sum(axis=0), np.float64).ravel(), len(users), parameters)
-    share = parameters.text_prior
-    away = (1 - share) * (items**2).sum(axis=1) + share * ((items - predicted) ** 2).sum(axis=1)
-    map_term = share * parameters.text_ridge * np.sum(text_map**2)
-    return float(observed + everywhere + l_users @ (users**2).sum(axis=1) + l_items @ away + map_term)
+def compute_exposure(n_likes: npt.NDArray[Any], parameters: FactorParameters) -> Floats:
+    """Weight of each item in the unobserved part, (n_items,) float32 with a mean of 1, from its number of likes."""
+    grown = (1.0 + np.asarray(n_likes, np.float64)) ** parameters.popularity_exponent
+    return (grown / (grown.mean() if len(grown) else 1.0)).astype(np.float32)
 
 
-class _TextStep:
-    """The ridge regression from text to factors over items with some history; its matrix never changes.
+class _Fit:
+    """The state of a fit. Users, items and maps share one basis, which every half-step turns; ``_turned`` says how."""
 
-    ``weight`` (n_items,) is how strongly each item is pulled toward its prediction.
-    """
+    users: Floats
+    items: Floats
 
-    def __init__(self, texts: Floats, by_item: sparse.csr_matrix, parameters: FactorParameters) -> None:
-        self._texts = texts.astype(np.float64)
-        sizes = np.asarray(abs(by_item).sum(axis=1), np.float64).ravel()
-        share = parameters.text_prior
-        self.weight: Doubles = share * _penalty(sizes, by_item.shape[1], parameters)
-        self._known = np.flatnonzero((sizes > 0) & texts.any(axis=1) & (share > 0))
-        if len(self._known):
-            known = self._texts[self._known]
-            weighted = known * self.weight[self._known, None]
-            system = known.T @ weighted + share * parameters.text_ridge * np.eye(texts.shape[1])
-            self._solver = _solve(system, weighted.T)
+    def __init__(
+        self,
+        matrix: sparse.csr_matrix,
+        item_features: Features,
+        user_features: Features | None,
+        parameters: FactorParameters,
+        solver: RowSolver,
+    ) -> None:
+        self._parameters, self._solver = parameters, solver
+        by_item = matrix.T.tocsr()
+        n_likes = np.bincount(matrix.indices[matrix.data > 0], minlength=matrix.shape[1])
+        exposure = compute_exposure(n_likes, parameters)
+        self._users_side = user_side(matrix, exposure, parameters, _given(user_features, parameters))
+        self._items_side = item_side(by_item, exposure, parameters, _given(item_features, parameters))
+        self._user_ridge = _ridge(self._users_side, parameters)
+        self._item_ridge = _ridge(self._items_side, parameters)
+        self._widths = item_features.shape[1], 0 if user_features is None else user_features.shape[1]
+        self._item_map: Floats | None = None
+        self._user_map: Floats | None = None
 
-    def solve(self, items: Doubles) -> tuple[Doubles, Doubles]:
-        """B, and what it predicts for every item."""
-        if not len(self._known):
-            return np.zeros((self._texts.shape[1], items.shape[1])), np.zeros_like(items)
-        text_map: Doubles = self._solver @ items[self._known]
-        return text_map, self._texts @ text_map
+    def begin(self, items: Floats, *, warm: bool) -> None:
+        d = items.shape[1]
+        self.items, self.users = items, np.zeros((self._users_side.n_rows, d), np.float32)
+        self._turned = np.eye(d)
+        if warm:
+            self._turn(self._solver(self._users_side, self.items, self.users, None, exact=True))
+
+    def sweep(self) -> float:
+        """One pass over users and items; returns the loss after it."""
+        if self._user_ridge is not None:
+            self._user_map = self._user_ridge.solve(self.users)
+        self._turn(self._solver(self._users_side, self.items, self.users, self._user_map))
+        if self._item_ridge is not None:
+            self._item_map = self._item_ridge.solve(self.items)
+        basis = self._solver(self._items_side, self.users, self.items, self._item_map)
+        self._turn(basis)
+        return self._loss(basis)
+
+    def finish(self, sweeps: tuple[Sweep, ...], n_threads: int) -> FactorModel:
+        """The last user half-step, exactly, and everything turned back to the basis of the start."""
+        self._turn(self._solver(self._users_side, self.items, self.users, self._user_map, exact=True))
+        back = self._turned.T
+        with threads(n_threads) as run:
+            rotate(self.items, back, run)
+            rotate(self.users, back, run)
+        maps = [
+            np.zeros((width, len(back)), np.float32) if learned is None else (learned @ back).astype(np.float32)
+            for learned, width in zip((self._item_map, self._user_map), self._widths, strict=True)
+        ]
+        return FactorModel(self.users, self.items, self._users_side.column_weight, maps[0], maps[1], sweeps)
+
+    def _turn(self, basis: Basis) -> None:
+        """Follow a half-step into its basis with what it did not turn itself."""
+        self._turned = self._turned @ basis.rotation
+        for name in ("_item_map", "_user_map"):
+            learned = getattr(self, name)
+            if learned is not None:
+                setattr(self, name, (learned @ basis.rotation).astype(np.float32))
+
+    def _loss(self, basis: Basis) -> float:
+        """The objective; ``basis`` is that of the users, in which the unobserved part needs no matrix product."""
+        per_factor = _weighted_squares(self.items, self._items_side.unobserved)
+        loss = _observed_loss(self._items_side, self.users, self.items) + float(basis.spectrum @ per_factor)
+        for side, rows, learned in (
+            (self._users_side, self.users, self._user_map),
+            (self._items_side, self.items, self._item_map),
+        ):
+            loss += _penalty_loss(side, rows, learned)
+            if learned is not None:
+                ridge = self._parameters.text_prior * self._parameters.text_ridge
+                loss += ridge * float(np.sum(learned.astype(np.float64) ** 2))
+        return loss
 
 
-def _solve(system: Doubles, side: Doubles) -> Doubles:
-    """Solve a symmetric positive definite system for the columns of ``side``."""
-    try:
-        solved: Doubles = linalg.cho_solve(linalg.cho_factor(system), side)
-    except (linalg.LinAlgError, ValueError) as error:
+def _given(features: Features | None, parameters: FactorParameters) -> Features | None:
+    return features if features is not None and features.shape[1] and parameters.text_prior else None
+
+
+def _ridge(side: Side, parameters: FactorParameters) -> FeatureMap | None:
+    if side.features is None or side.pull is None:
+        return None
+    known = np.diff(side.interactions.indptr) > 0
+    weight = np.where(known, side.pull, 0)
+    return FeatureMap(side.features, weight, parameters.text_prior * parameters.text_ridge)
+
+
+def _observed_loss(side: Side, fixed: Floats, rows: Floats) -> float:
+    from tasks.domain.least_squares import sum_observed
+
+    entries = side.interactions
+    everyone = np.arange(side.n_rows)
+    indptr, indices = entries.indptr.astype(np.int64), entries.indices.astype(np.int32, copy=False)
+    return float(sum_observed(everyone, indptr, indices, entries.data, fixed, rows))
+
+
+def _penalty_loss(side: Side, rows: Floats, learned: Floats | None) -> float:
+    """Penalties of the rows with some history; what the others cost is not part of the objective."""
+    known = np.flatnonzero(np.diff(side.interactions.indptr) > 0)
+    total = 0.0
+    for start in range(0, len(known), 8192):
+        some = known[start : start + 8192]
+        part, target = rows[some].astype(np.float64), side.target(some, learned)
+        total += float(side.penalty[some] @ np.einsum("nd,nd->n", part, part))
+        if len(target) and side.pull is not None:  # l |f|^2 - 2 <f, q> + |q|^2 / q's weight, with q = s l B' t
+            total += float(np.sum(-2 * part * target + target.astype(np.float64) ** 2 / side.pull[some, None]))
+    return total
+
+
+def _weighted_squares(rows: Floats, weight: Floats) -> Doubles:
+    blocks = range(0, len(rows), 8192)
+    parts = [np.einsum("nd,nd,n->d", rows[b : b + 8192], rows[b : b + 8192], weight[b : b + 8192]) for b in blocks]
+    return np.asarray(np.sum([part.astype(np.float64) for part in parts], axis=0))
+
+
+def _start(n_items: int, parameters: FactorParameters, given: Floats | None) -> Floats:
+    """Small random values, and ``given`` where it is not zero."""
+    shape = n_items, parameters.n_factors
+    if given is not None and (given.shape != shape or not np.isfinite(given).all()):
         raise TrainingError(
-            f"The factor fit could not solve a system of {len(system)} equations: {error}. Its matrix must be finite"
-            " and positive definite. Raise the regularization or the unobserved weight, and look at the weights of the"
-            " interactions."
-        ) from error
-    return solved
+            f"The factor fit got start values of shape {given.shape} for {shape[0]} items and {shape[1]} factors. They"
+            " must be finite and have one row for each item, zero for a new one: bring the factors of the earlier"
+            " version into the order of this catalog, or start without them."
+        )
+    rng = np.random.default_rng(parameters.seed)
+    items: Floats = rng.standard_normal(shape, np.float32)
+    items *= np.float32(0.1 / np.sqrt(shape[1]))
+    if given is not None:
+        known = given.any(axis=1)
+        items[known] = given[known]
+    return items
 
 
-def _penalty(size: Any, n_other: int, parameters: FactorParameters) -> Any:
-    spread = size + parameters.unobserved_weight * n_other
-    return parameters.regularization * spread**parameters.frequency_exponent
+def _penalty(sizes: Doubles, unobserved: Floats, n_others: float, parameters: FactorParameters) -> Floats:
+    spread = sizes + unobserved * n_others
+    return (parameters.regularization * spread**parameters.frequency_exponent).astype(np.float32)
 
 
-def _checked(interactions: sparse.csr_matrix) -> sparse.csr_matrix:
+def _pull(penalty: Floats, features: Features | None, parameters: FactorParameters) -> Floats | None:
+    return None if features is None else np.float32(parameters.text_prior) * penalty
+
+
+def _sizes(interactions: sparse.csr_matrix) -> Doubles:
+    return np.asarray(abs(interactions).sum(axis=1), np.float64).ravel()
+
+
+def _checked(
+    interactions: sparse.csr_matrix,
+    item_features: Features,
+    user_features: Features | None,
+    parameters: FactorParameters,
+) -> sparse.csr_matrix:
+    _check_parameters(parameters)
+    for name, features, n_rows in (
+        ("items", item_features, interactions.shape[1]),
+        ("users", user_features, interactions.shape[0]),
+    ):
+        if features is not None and features.shape[0] != n_rows:
+            raise TrainingError(
+                f"The factor fit got features of {features.shape[0]} {name}, and interactions of {n_rows}."
+                f" There must be one row of features for each of the {name}, zeros where nothing is known."
+            )
     bad = int((~np.isfinite(interactions.data)).sum())
     if bad:
         raise TrainingError(
@@ -284,28 +418,37 @@ def _checked(interactions: sparse.csr_matrix) -> sparse.csr_matrix:
             f"The factor fit got no positive interaction among {interactions.nnz}. It needs at least one event of a"
             " positive type; import events, or look at the event types in the settings."
         )
-    return interactions
+    matrix = interactions.astype(np.float32, copy=False)
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()
+        matrix.sum_duplicates()
+    return matrix
 
 
-def _check_loss(losses: list[float], parameters: FactorParameters) -> None:
-    if not np.isfinite(losses[-1]) or losses[-1] > 2 * losses[0]:
+def _check_parameters(parameters: FactorParameters) -> None:
+    allowed = (
+        ("n_factors", parameters.n_factors >= 1, "at least 1"),
+        ("n_sweeps", parameters.n_sweeps >= 1, "at least 1"),
+        ("regularization", 0 < parameters.regularization < np.inf, "above 0"),
+        ("unobserved_weight", 0 <= parameters.unobserved_weight < np.inf, "at least 0"),
+        ("frequency_exponent", bool(np.isfinite(parameters.frequency_exponent)), "a finite number"),
+        ("popularity_exponent", bool(np.isfinite(parameters.popularity_exponent)), "a finite number"),
+        ("text_prior", 0 <= parameters.text_prior <= 1, "between 0 and 1"),
+        ("text_ridge", 0 < parameters.text_ridge < np.inf, "above 0"),
+    )
+    for name, is_allowed, range_ in allowed:
+        if not is_allowed:
+            raise TrainingError(
+                f"A factor fit was asked for with {name} = {getattr(parameters, name)}. It must be {range_}:"
+                " correct the settings of the factors."
+            )
+
+
+def _check_loss(sweeps: list[Sweep], parameters: FactorParameters) -> None:
+    first, last = sweeps[0].loss, sweeps[-1].loss
+    if not np.isfinite(last) or last > 2 * first:
         raise TrainingError(
-            f"The factor fit diverged in sweep {len(losses)}: its loss went from {losses[0]:.4g} to {losses[-1]:.4g}."
+            f"The factor fit diverged in sweep {len(sweeps)}: its loss went from {first:.4g} to {last:.4g}."
             f" It must stay finite and not rise. Raise the regularization (now {parameters.regularization:g}) or the"
-            f" unobserved weight (now {parameters.unobserved_weight:g})."
+            f" unobserved weight (now {parameters.unobserved_weight:g}), and look at the weights of the interactions."
         )
-
-
-def _in_chunks(solve: Callable[[int, int], None], n_rows: int, n_threads: int) -> None:
-    if n_threads == 1:
-        solve(0, n_rows)
-        return
-    with ThreadPoolExecutor(n_threads) as pool:
-        starts = range(0, n_rows, _CHUNK_ROWS)
-        list(pool.map(lambda start: solve(start, min(start + _CHUNK_ROWS, n_rows)), starts))
-
-
-def _solve_rows() -> Callable[..., None]:
-    from tasks.domain.least_squares import solve_rows
-
-    return solve_rows

@@ -59,14 +59,15 @@ def fit_items(log: InteractionLog, catalog: Catalog, parameters: FactorParameter
     A log without a positive interaction gives zeros: such a version serves by text alone. Raises TrainingError as
     ``fit_factors`` does.
     """
-    prior = compute_prior(log)
+    prior, n_likes = compute_prior(log), np.bincount(log.item[log.weight > 0], minlength=log.n_items)
     if not prior.any() and np.isfinite(log.weight).all():
-        shape = (len(catalog.item_ids), parameters.n_factors), (catalog.text.shape[1], parameters.n_factors)
-        return ItemSpace(catalog.item_ids, catalog.text, np.zeros(shape[0], "f4"), prior, np.zeros(shape[1], "f4"))
+        factors = np.zeros((len(catalog.item_ids), parameters.n_factors), np.float32)
+        text_map = np.zeros((catalog.text.shape[1], parameters.n_factors), np.float32)
+        return ItemSpace(catalog.item_ids, catalog.text, factors, prior, text_map, n_likes)
     matrix = log.matrix()
     matrix.eliminate_zeros()
     fit = fit_factors(matrix, catalog.text, parameters, n_threads=n_threads)
-    return ItemSpace(catalog.item_ids, catalog.text, fit.items, prior, fit.text_map)
+    return ItemSpace(catalog.item_ids, catalog.text, fit.items, prior, fit.item_map, n_likes)
 
 
 def compute_prior(log: InteractionLog) -> Floats:

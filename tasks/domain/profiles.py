@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from tasks.domain.factors import FactorParameters, TextTerms, fold_in
+from tasks.domain.factors import FactorParameters, FixedItems, TextTerms, compute_exposure, fold_in
 from tasks.domain.fusion import Fusion
 from tasks.domain.records import EventType
 from tasks.domain.vectors import unit_rows
@@ -35,7 +35,8 @@ class ItemSpace:
     """The items of one model version, row by row, sorted by id.
 
     ``text`` (n, text_width) float32, unit rows or zero where an item has no text; ``factors`` (n, n_factors) float32;
-    ``prior`` (n,) float32; ``text_map`` (text_width, n_factors) float32 predicts factors from text.
+    ``prior`` (n,) float32; ``text_map`` (text_width, n_factors) float32 predicts factors from text; ``n_likes`` (n,)
+    counts the positive interactions that the factors were learned from.
     """
 
     item_ids: tuple[str, ...]
@@ -43,11 +44,22 @@ class ItemSpace:
     factors: Floats
     prior: Floats
     text_map: Floats
+    n_likes: npt.NDArray[np.int64]
 
     @cached_property
     def index(self) -> dict[str, int]:
         """Row of each item."""
         return {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    def fixed(self, parameters: FactorParameters) -> FixedItems:
+        """The factors, ready for users to be solved against them; kept for the next call."""
+        if parameters not in self._fixed:
+            self._fixed[parameters] = FixedItems(self.factors, compute_exposure(self.n_likes, parameters), parameters)
+        return self._fixed[parameters]
+
+    @cached_property
+    def _fixed(self) -> dict[FactorParameters, FixedItems]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,8 @@ class Recipe:
     def from_json(cls, recipe: str, fusion: str) -> "Recipe":
         """The inverse of ``to_json`` and ``Fusion.to_json``."""
         document = json.loads(recipe)
-        document["factor_parameters"] = FactorParameters(**document["factor_parameters"])
+        parameters = {"popularity_exponent": 0.0, **document["factor_parameters"]}  # versions before it was known
+        document["factor_parameters"] = FactorParameters(**parameters)
         document["event_types"] = tuple(EventType(**event_type) for event_type in document["event_types"])
         return cls(fusion=Fusion.from_json(fusion), **document)
 
@@ -138,8 +151,8 @@ def compute_profiles(histories: Histories, items: ItemSpace, recipe: Recipe, *, 
     coefficients = text_coefficients(recent, items)
     text = coefficients.items @ items.text + coefficients.texts @ histories.texts
     terms = text_terms(recent, items)
-    parameters = recipe.factor_parameters
-    factors = fold_in(recent.interactions, items.factors, parameters, texts=terms, n_threads=n_threads)
+    fixed = items.fixed(recipe.factor_parameters)
+    factors = fold_in(recent.interactions, fixed, texts=terms, n_threads=n_threads)
     lengths = history_lengths(histories.interactions)
     alpha, beta = _weights(lengths, np.bincount(histories.text_user, minlength=len(lengths)) > 0, recipe.fusion)
     return Profiles(

@@ -40,7 +40,7 @@ def items():
     factors = rng.normal(size=(N_ITEMS, N_FACTORS)).astype(np.float32)
     prior = rng.random(N_ITEMS).astype(np.float32)
     text_map = rng.normal(size=(WIDTH, N_FACTORS)).astype(np.float32)
-    return ItemSpace(tuple(f"i{n:02}" for n in range(N_ITEMS)), text, factors, prior, text_map)
+    return ItemSpace(tuple(f"i{n:02}" for n in range(N_ITEMS)), text, factors, prior, text_map, rng.integers(0, 9, N_ITEMS))
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_recency_follows_its_formula_and_keeps_signs_and_zeros(histories, items)
 def test_factors_are_the_fold_in_of_the_recent_history(histories, items):
     recent, _ = weigh_recency(histories, items, RECIPE)
     alone = select_users(recent, np.array([0]))
-    expected = fold_in(alone.interactions, items.factors, RECIPE.factor_parameters)
+    expected = fold_in(alone.interactions, items.fixed(RECIPE.factor_parameters))
     assert np.allclose(compute_profiles(histories, items, RECIPE).factors[0], expected[0], atol=1e-5)
 
 
