@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from infra.resources import LocalResources
     from infra.settings import Settings
 
-FLOWS = ("daily_batch", "nearline", "backfill", "maintenance")
+FLOWS = ("daily_batch", "nearline", "backfill", "maintenance", "tune_factors")
 ASKED_WRONGLY = 2
 FAILED = 1
 
@@ -42,6 +42,8 @@ Parameters = Annotated[
     list[str] | None,
     typer.Option("--param", "-p", metavar="NAME=VALUE", help="A parameter of the flow; may be given several times."),
 ]
+OPEN = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""For commands that take the parameters of a flow as options of the same name too."""
 
 
 def main() -> int:
@@ -155,8 +157,9 @@ def up(
     console.print("Stopped.")
 
 
-@app.command(rich_help_panel=FLOW)
+@app.command(rich_help_panel=FLOW, context_settings=OPEN)
 def run(
+    context: typer.Context,
     flow: Annotated[str, typer.Argument(metavar="FLOW", help=f"One of {', '.join(FLOWS)}.")],
     param: Parameters = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's log lines too.")] = False,
@@ -164,22 +167,24 @@ def run(
 ) -> None:
     """Run a flow here and now, in this process, and show its stages.
 
-    The run is in the UI of `nearline up` where that runs; without it, Prefect's history is kept all the same.
+    The run is in the UI of `nearline up` where that runs; without it, Prefect's history is kept all the same. Each
+    parameter of the flow is also an option of its name.
 
     \b
     nearline run daily_batch
     nearline run daily_batch -p events=new.csv -p force_retrain=true
+    nearline run tune_factors --minutes 10 --max-factors 64
     nearline run nearline
     nearline run backfill -p from_date=2026-01-01
     """
     from dataclasses import asdict
 
-    from flows.parameters import parse_parameters
+    from flows.parameters import pairs_from_options, parse_parameters
     from infra.prefect_server import prefect_api, wait_for_api
     from infra.settings import load_settings
 
     _check_flow(flow)
-    parameters = parse_parameters(param or [])
+    parameters = parse_parameters([*(param or []), *pairs_from_options(context.args)])
     console = _console(stderr=as_json)
     with prefect_api(load_settings(), quiet=not verbose):
         with console.status("starting Prefect"):
@@ -194,8 +199,9 @@ def run(
         console.print(summary.message, markup=False, highlight=False)
 
 
-@app.command(rich_help_panel=FLOW)
+@app.command(rich_help_panel=FLOW, context_settings=OPEN)
 def trigger(
+    context: typer.Context,
     flow: Annotated[str, typer.Argument(metavar="FLOW", help=f"One of {', '.join(FLOWS)}.")],
     param: Parameters = None,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until it has ended; the exit code tells how.")] = False,
@@ -209,10 +215,10 @@ def trigger(
     """
     from dataclasses import asdict
 
-    from flows.parameters import parse_parameters
+    from flows.parameters import pairs_from_options, parse_parameters
     from infra.prefect_server import connect_prefect
 
-    parameters = parse_parameters(param or [])
+    parameters = parse_parameters([*(param or []), *pairs_from_options(context.args)])
     console = _console(stderr=as_json)
     with connect_prefect(_settings()):
         from flows.deployments import TriggeredRun, trigger_flow, wait_for_run

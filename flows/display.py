@@ -81,6 +81,8 @@ def _show_stage(console: Console, status: Status, event: StageEvent) -> None:
     if event.kind == "started":
         status.update(Text(event.stage))
     elif event.kind == "progress":
+        if event.note:
+            console.print(Text(f"    {event.note}", style="dim"), soft_wrap=True)
         status.update(Text(f"{event.stage}: {event.done:,} of {event.total:,}"))
     elif event.kind == "failed":
         console.print(Text(f"  {event.stage:<22} failed {event.seconds:>30.1f} s", style="red"))

@@ -1,4 +1,5 @@
-"""Parameters of flows as the command line takes them: NAME=VALUE. It knows nothing of what they mean."""
+"""Parameters of flows as the command line takes them: NAME=VALUE, or --name value. It knows nothing of what they
+mean."""
 
 import json
 from collections.abc import Sequence
@@ -30,6 +31,27 @@ def parse_parameters(pairs: Sequence[str]) -> dict[str, Any]:
         else:
             parameters[name] = _as_json(value)
     return parameters
+
+
+def pairs_from_options(options: Sequence[str]) -> list[str]:
+    """``["--minutes", "10", "--force-retrain"]`` becomes ``["minutes=10", "force_retrain=true"]``.
+
+    Raises InputError for a value without a name.
+    """
+    pairs: list[str] = []
+    rest = list(options)
+    while rest:
+        option = rest.pop(0)
+        if not option.startswith("--"):
+            raise InputError(
+                f"The command was given {option!r}, which belongs to no parameter. Write a parameter of the flow as "
+                "--minutes 10 or -p minutes=10, after the flow's name."
+            )
+        name, equals, value = option.removeprefix("--").partition("=")
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        pairs.append(f"{name.replace('-', '_')}={value}")
+    return pairs
 
 
 def _as_list(value: str) -> list[str]:

@@ -4,32 +4,38 @@ Everything is read back from the warehouse, so that a run that failed reports as
 nothing of the order of stages.
 """
 
+import base64
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
 from flows.run_context import run_id
+from flows.tuning_report import trials_table, write_picture
 from tasks.domain.errors import GateError, NearlineError
 from tasks.domain.ports import Resources
 from tasks.domain.records import NearlineRun, Receipt
 from tasks.progress import StageEvent, watch_stages
+from tasks.trial_table import load_trials
+from tasks.tune import StudyOutcome
 from warehouse.catalog import query_sql
 
 ARTIFACTS = {
     "data-quality": "Every check of the run, failed ones first. A *stop* that failed ended the run; a *warn* did not.",
     "model-quality": "Full ranking over the whole catalog, with 95 % intervals over users.",
     "publication": "The last switch of the serving version.",
-    "stages": "Stages of the batch, in order. *Reused*: nothing had changed, and the earlier output stands.",
+    "stages": "Stages of the run, in order. *Reused*: nothing had changed, and the earlier output stands.",
     "nearline-refresh": "The last refresh that found new events.",
     "backfill": "Stages of the last backfill.",
     "maintenance": "Steps of the last maintenance.",
+    "tuning": "The best trials of the last tuning, beside the defaults and the parameters in force.",
+    "tuning-plot": "How the best value came about, and each parameter against NDCG@10.",
 }
 """Keys of the artifacts and what they show; the keys never change, so that the UI has a history of each."""
 
@@ -97,6 +103,17 @@ class RunReport:
         announce("nearline.version.published", f"nearline.version.{version}", row)
         return f"{version} serves {row['n_items']:,} items to {row['n_users']:,} users."
 
+    def tuned(self, outcome: StudyOutcome) -> None:
+        """Show the trials of a study, as a table and as a picture."""
+        with self.resources.warehouse(read_only=True) as warehouse:
+            trials = load_trials(warehouse, outcome.study)
+        picture = write_picture(self.resources.home, outcome.study, trials)
+        table = trials_table(trials, outcome.in_force)
+        _markdown("tuning", f"Study `{outcome.study}`: {outcome.message}\n\n{table} The picture is `{picture}`.\n")
+        encoded = base64.b64encode(picture.read_bytes()).decode()
+        address = f"data:image/svg+xml;base64,{encoded}"
+        create_image_artifact(key="tuning-plot", image_url=address, description=ARTIFACTS["tuning-plot"])
+
     def refreshed(self, run: NearlineRun, *, show: bool = True) -> None:
         """Announce what a refresh did, and show it."""
         self.version = run.version
@@ -129,7 +146,7 @@ class RunReport:
         """The tables that every run leaves."""
         if gates := self._gate_rows():
             _table("data-quality", [_gate_row(row) for row in gates], _gate_counts(gates))
-        key = "stages" if self.flow == "daily_batch" else self.flow
+        key = "stages" if self.flow in ("daily_batch", "tune_factors") else self.flow
         if key in ARTIFACTS and self.stages:
             _table(key, [row for stage in self.stages for row in _stage_rows(stage)])
 

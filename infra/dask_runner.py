@@ -26,7 +26,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _NO_WORKERS_SECONDS = 60
-_IN_FLIGHT_PER_THREAD = 2
 _LOST = ("KilledWorker", "NoWorkerError", "CommClosedError", "FutureCancelledError", "FuturesCancelledError")
 
 logger = logging.getLogger(__name__)
@@ -62,9 +61,10 @@ class DaskCompute:
     def __init__(self, client: "Client") -> None:
         self._client = client
 
-    def map(self, function: Callable[[T], R], partitions: Iterable[T]) -> Iterator[R]:
-        """Results as they complete. At most two partitions for each worker thread are in flight, so ``partitions``
-        may be long and made on the way. What ``function`` raises is raised here, and the rest is cancelled.
+    def map(self, function: Callable[[T], R], partitions: Iterable[T], *, in_flight: int = 2) -> Iterator[R]:
+        """Results as they complete. At most ``in_flight`` partitions for each worker thread are under way, so
+        ``partitions`` may be long and made on the way. What ``function`` raises is raised here, and the rest is
+        cancelled.
 
         Dask runs the partitions of a lost worker again elsewhere; raises ComputeLostError when it gives up.
         """
@@ -72,24 +72,24 @@ class DaskCompute:
 
         source = iter(partitions)
         running = as_completed(loop=self._client.loop)
-        in_flight: set[Future[Any]] = set()
+        pending: set[Future[Any]] = set()
         try:
             while True:
-                for partition in _take(source, self._slots() - len(in_flight)):
+                for partition in _take(source, in_flight * self._n_threads() - len(pending)):
                     future = self._client.submit(function, partition, pure=False)
-                    in_flight.add(future)
+                    pending.add(future)
                     running.add(future)
-                if not in_flight:
+                if not pending:
                     return
                 future = next(running)
-                in_flight.discard(future)
+                pending.discard(future)
                 yield _result(future)
         finally:
-            if in_flight:
-                self._client.cancel(list(in_flight), force=True)
+            if pending:
+                self._client.cancel(list(pending), force=True)
 
-    def _slots(self) -> int:
-        return _IN_FLIGHT_PER_THREAD * max(1, sum(map(int, self._client.nthreads().values())))
+    def _n_threads(self) -> int:
+        return max(1, sum(map(int, self._client.nthreads().values())))
 
 
 def _take(source: Iterator[T], n: int) -> Iterator[T]:

@@ -44,6 +44,18 @@ class LocalResources:
         return FactorParameters(**self.settings.factors.model_dump(exclude_none=True))
 
     @property
+    def fixed_parameters(self) -> frozenset[str]:
+        """Parameters that the settings name: of the factor model, the half-life, and weights of event types."""
+        own = {"interaction_half_life_days"} & self.settings.model_fields_set
+        factors = self.settings.factors.model_dump(exclude_unset=True, exclude_none=True)
+        weights = {
+            f"event_types.{name}.weight"
+            for name, section in self.settings.event_types.items()
+            if "weight" in section.model_fields_set
+        }
+        return frozenset({*own, *factors, *weights})
+
+    @property
     def partition_items(self) -> int:
         """Texts in one unit of embedding work."""
         return self.settings.encoder.partition_items

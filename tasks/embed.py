@@ -213,7 +213,7 @@ def _n_pending(rows: pa.Table) -> int:
 class _ThisProcess:
     """Stands in the place of a cluster where there is too little to share."""
 
-    def map(self, function: Callable[[T], R], partitions: Iterable[T]) -> Iterator[R]:
+    def map(self, function: Callable[[T], R], partitions: Iterable[T], *, in_flight: int = 2) -> Iterator[R]:
         return map(function, partitions)
 
 

@@ -24,7 +24,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
-from tasks import backfill, embed, evaluate, ingest, maintain, publish, quality, slates, status, train, transform
+from tasks import backfill, embed, evaluate, ingest, maintain, publish, quality, slates, status, train, transform, tune
 from tasks import refresh as nearline
 from tasks.domain.errors import NearlineError, TransientError
 from tasks.domain.records import NearlineRun, Receipt
@@ -112,6 +112,7 @@ embed_texts = as_task(embed.embed_texts)
 check_gate = as_task(quality.check_gate, run_name="check_gate {gate}")
 record_checks = as_task(quality.record_checks, run_name="record_checks {gate}")
 plan_version = as_task(train.plan_version)
+run_study = as_task(tune.run_study)
 learn_version = as_task(train.learn_version)
 evaluate_version = as_task(evaluate.evaluate_version)
 refit_version = as_task(train.refit_version)

@@ -13,8 +13,8 @@ from tasks.domain.records import Receipt
 class StageEvent:
     """Something that happened to a stage.
 
-    ``progress`` carries ``done`` of ``total``; ``finished`` carries the receipts (none for a stage that writes nothing)
-    and the seconds; ``failed`` carries why in ``note``.
+    ``progress`` carries ``done`` of ``total``, and in ``note`` what is worth a line of its own; ``finished`` carries
+    the receipts (none for a stage that writes nothing) and the seconds; ``failed`` carries why in ``note``.
     """
 
     stage: str

@@ -20,7 +20,15 @@ from tasks.domain.splits import split_user_tail
 from tasks.domain.vectors import lists_from_matrix
 from tasks.model_state import load_version
 from tasks.refresh import profile_rows
-from tasks.training_inputs import TrainingInputs, build_draft, fixed_threads, hash_inputs, load_inputs
+from tasks.training_inputs import (
+    FactorChoice,
+    TrainingInputs,
+    build_draft,
+    fixed_threads,
+    hash_inputs,
+    load_choice,
+    load_inputs,
+)
 from warehouse.catalog import query_sql
 
 logger = logging.getLogger(__name__)
@@ -31,24 +39,32 @@ class VersionPlan:
     """What a training is about to do.
 
     ``snapshot`` is the one it reads at. ``unchanged`` names the serving version if that was trained from equal inputs:
-    the same rows, embeddings, settings and code.
+    the same rows, embeddings, settings and code. ``choice`` are parameters that a study chose, if there are some.
     """
 
     version: str
     snapshot: int
     inputs_hash: str
     unchanged: str | None
+    choice: FactorChoice | None = None
 
 
-def plan_version(resources: Resources, *, now: datetime) -> VersionPlan:
-    """Name a new version, fix its snapshot, and find out whether there is anything to learn since the serving one."""
+def plan_version(
+    resources: Resources, *, now: datetime, choice: str | None = None, use_tuned: bool = True
+) -> VersionPlan:
+    """Name a new version, fix its snapshot, and find out whether there is anything to learn since the serving one.
+
+    It is trained with the parameters of ``choice``, or with those in force; without ``use_tuned``, with those of the
+    settings alone. Raises NotFoundError for an unknown choice.
+    """
     with resources.warehouse(read_only=True) as warehouse:
+        chosen = load_choice(warehouse, choice) if use_tuned else None
         snapshot = warehouse.latest_snapshot()
-        inputs_hash = hash_inputs(warehouse, build_draft(resources, UNLEARNED), snapshot, resources.encoder())
+        inputs_hash = hash_inputs(warehouse, build_draft(resources, UNLEARNED, chosen), snapshot, resources.encoder())
         serving = warehouse.read(query_sql("serving_model")).to_pylist()
         taken = set(warehouse.read(query_sql("model_version_names"))["version"].to_pylist())
     unchanged = serving[0]["version"] if serving and serving[0]["inputs_hash"] == inputs_hash else None
-    return VersionPlan(_free_name(now, taken), snapshot, inputs_hash, unchanged)
+    return VersionPlan(_free_name(now, taken), snapshot, inputs_hash, unchanged, chosen)
 
 
 def learn_version(resources: Resources, plan: VersionPlan, *, now: datetime) -> Receipt:
@@ -60,7 +76,7 @@ def learn_version(resources: Resources, plan: VersionPlan, *, now: datetime) -> 
     """
     started = time.perf_counter()
     encoder = resources.encoder()
-    draft = build_draft(resources, UNLEARNED)
+    draft = build_draft(resources, UNLEARNED, plan.choice)
     with resources.warehouse() as warehouse, fixed_threads() as n_threads:
         inputs = load_inputs(warehouse, draft, plan.snapshot, encoder.encoder_id, encoder.width)
         split = split_user_tail(inputs.log, inputs.texts)
@@ -138,6 +154,7 @@ def _version_row(plan: VersionPlan, inputs: TrainingInputs, recipe: Recipe, enco
         "recipe": recipe.to_json(),
         "fusion": recipe.fusion.to_json(),
         "metrics": "{}",
+        "choice": plan.choice.choice if plan.choice else None,
     }
     return pa.Table.from_pylist([row])
 

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tasks.domain.errors import TrainingError
+from tasks.domain.errors import NotFoundError, TrainingError
 from tasks.domain.fusion import Fusion
 from tasks.domain.histories import InteractionLog, TextLog
 from tasks.domain.learning import Catalog
+from tasks.domain.parameter_space import Values, apply_values
 from tasks.domain.ports import Resources, TextEncoder, Warehouse
 from tasks.domain.profiles import FAST_HALF_LIFE, FAST_SHARE, SLOW_HALF_LIFE, Recipe
 from tasks.model_state import HistoryRows, encode_rows, load_history_rows, load_text_embeddings, text_matrix
@@ -25,7 +27,10 @@ from warehouse.catalog import query_sql
 
 Floats = npt.NDArray[np.float32]
 N_THREADS = min(os.cpu_count() or 1, 8)
-_CODE = ("factors", "fusion", "histories", "learning", "least_squares", "profiles", "splits", "weight_search")
+_CODE = (
+    "factors", "feature_maps", "fusion", "half_steps", "histories", "learning", "least_squares", "profiles", "splits",
+    "weight_search",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,35 @@ class TrainingInputs:
     n_missing_texts: int
 
 
-def build_draft(resources: Resources, unlearned: Fusion) -> Recipe:
-    """The recipe of a new version before its fusion is learned, from the settings."""
-    return Recipe(
+@dataclass(frozen=True)
+class FactorChoice:
+    """Parameters that a study chose (a row of ``factor_choices``): its id, and their values by name."""
+
+    choice: str
+    parameters: Values
+
+
+def load_choice(warehouse: Warehouse, choice: str | None = None) -> FactorChoice | None:
+    """The named choice, or the one in force: what the version that serves was trained with, if a study chose it.
+
+    Raises NotFoundError for a name that does not exist.
+    """
+    if choice is None:
+        rows = warehouse.read(query_sql("choice_in_force")).to_pylist()
+        return _as_choice(rows[0]) if rows else None
+    rows = warehouse.read(query_sql("factor_choice"), {"choice": choice}).to_pylist()
+    if not rows:
+        raise NotFoundError(
+            f"A training was asked for with the choice {choice!r}, which does not exist. Those there are: "
+            'nearline sql "from factor_choices". Run tune_factors to make one.'
+        )
+    return _as_choice(rows[0])
+
+
+def build_draft(resources: Resources, unlearned: Fusion, choice: FactorChoice | None = None) -> Recipe:
+    """The recipe of a new version before its fusion is learned: the defaults, over them what a study chose, and over
+    that what the settings name."""
+    draft = Recipe(
         factor_parameters=resources.factor_parameters,
         fusion=unlearned,
         fast_half_life=FAST_HALF_LIFE,
@@ -56,6 +87,7 @@ def build_draft(resources: Resources, unlearned: Fusion) -> Recipe:
         event_types=tuple(resources.event_types[name] for name in sorted(resources.event_types)),
         fast_share=FAST_SHARE,
     )
+    return apply_values(draft, choice.parameters, resources.fixed_parameters) if choice else draft
 
 
 def load_inputs(
@@ -114,6 +146,10 @@ def fixed_threads() -> Iterator[int]:
 
     with threadpool_limits(1):
         yield N_THREADS
+
+
+def _as_choice(row: dict[str, Any]) -> FactorChoice:
+    return FactorChoice(row["choice"], json.loads(row["parameters"]))
 
 
 def _source(module: str) -> str:

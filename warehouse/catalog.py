@@ -10,7 +10,7 @@ import yaml
 
 Layer = Literal["raw", "staging", "intermediate", "marts", "outputs"]
 Severity = Literal["stop", "warn"]
-GATES = ("ingest", "transform", "embed", "quality", "train", "publish", "slates", "nearline")
+GATES = ("ingest", "transform", "embed", "tune", "quality", "train", "publish", "slates", "nearline")
 """The moments at which rows are checked, in the order of a batch."""
 _FAULT = "This is a fault of the program that filled the table: run the stage again, and report it if it repeats."
 LAYERS: tuple[Layer, ...] = ("raw", "staging", "intermediate", "marts", "outputs")

@@ -180,8 +180,10 @@ class TextEncoder(Protocol):
 class Compute(Protocol):
     """Workers that a task fans out to."""
 
-    def map(self, function: Callable[[T], R], partitions: Iterable[T]) -> Iterator[R]:
-        """Results as they complete, in any order. Raises ComputeLostError if workers are lost for good."""
+    def map(self, function: Callable[[T], R], partitions: Iterable[T], *, in_flight: int = 2) -> Iterator[R]:
+        """Results as they complete, in any order. At most ``in_flight`` partitions for each thread of a worker are
+        taken before their results are; with 1, each is taken when a worker is free for it. Raises ComputeLostError if
+        workers are lost for good."""
 
 
 class Validator(Protocol):
@@ -214,6 +216,10 @@ class Resources(Protocol):
     @property
     def factor_parameters(self) -> "FactorParameters":
         """Parameters of the factor model."""
+
+    @property
+    def fixed_parameters(self) -> Collection[str]:
+        """Parameters that the settings name, as ``tasks.domain.parameter_space`` names them: no tuning changes them."""
 
     @property
     def partition_items(self) -> int:

@@ -61,7 +61,7 @@ def test_of_the_runs_that_were_missed_the_newest_stays(registered, api):
 
 
 def test_a_trigger_names_what_is_wrong(registered):
-    with pytest.raises(NotFoundError, match="backfill, daily_batch, maintenance, nearline"):
+    with pytest.raises(NotFoundError, match="backfill, daily_batch, maintenance, nearline, tune_factors"):
         trigger_flow("nightly", {})
     with pytest.raises(InputError, match=r"does not take days.*keep_days"):
         trigger_flow("maintenance", {"days": 3})

@@ -22,10 +22,11 @@ def describe():
     from flows.maintenance import maintenance
     from flows.nearline import nearline
     from flows.run_report import ARTIFACTS, EVENTS
+    from flows.tune_factors import tune_factors
     from tasks.transform import MODELS
     from warehouse.catalog import contracts
 
-    flows = (daily_batch, nearline, backfill, maintenance)
+    flows = (daily_batch, nearline, backfill, maintenance, tune_factors)
     assert tuple(flow.name for flow in flows) == FLOWS
     deployments = yaml.safe_load(deployments_file().read_text())["deployments"]
     return {

@@ -1,0 +1,141 @@
+"""The parameters that tuning may turn, their ranges, and how they go into a recipe.
+
+A parameter is named as in ``FactorParameters``; beside those there are ``interaction_half_life_days`` and, for each
+type of event, ``event_types.<name>.weight``. It knows nothing of how values are proposed or measured.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from tasks.domain.factors import FactorParameters
+from tasks.domain.profiles import Recipe
+from tasks.domain.records import EventType
+
+Scale = Literal["linear", "log", "steps"]
+Values = Mapping[str, float]
+"""A number for each parameter; ``n_factors`` is a whole one."""
+
+HALF_LIFE = "interaction_half_life_days"
+RARE_SHARE = 0.005
+"""A type of event with a smaller share of the events keeps its weight: what it changes cannot be measured."""
+_INTERACTING = ("positive", "rating", "negative")
+_DIMENSIONS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_RANGES: Mapping[str, tuple[Scale, float, float]] = {
+    "regularization": ("log", 0.001, 3.0),
+    "frequency_exponent": ("linear", 0.0, 1.0),
+    "unobserved_weight": ("log", 0.002, 1.0),
+    "popularity_exponent": ("linear", 0.0, 1.0),
+    "user_exponent": ("linear", 0.0, 1.0),
+    "text_prior": ("linear", 0.0, 1.0),
+    "text_ridge": ("log", 0.1, 1000.0),
+    HALF_LIFE: ("log", 3.0, 3650.0),
+}
+_WEIGHT_FACTOR = 8.0
+
+
+@dataclass(frozen=True)
+class Dial:
+    """One parameter and what it may be: from ``low`` to ``high`` on a linear or a logarithmic scale, or one of
+    ``steps`` in ascending order."""
+
+    name: str
+    scale: Scale
+    low: float
+    high: float
+    steps: tuple[int, ...] = ()
+
+    def allows(self, value: float) -> bool:
+        """Whether ``value`` can be proposed."""
+        return value in self.steps if self.scale == "steps" else self.low <= value <= self.high
+
+    def position(self, value: float) -> float:
+        """Where ``value`` lies between the ends, 0 to 1, as a plot shows it."""
+        if self.scale == "linear":
+            return (value - self.low) / ((self.high - self.low) or 1)
+        return math.log(value / self.low) / (math.log(self.high / self.low) or 1)
+
+
+def build_space(
+    draft: Recipe,
+    n_events: Mapping[str, int],
+    *,
+    has_text: bool,
+    n_items: int,
+    max_factors: int,
+    fixed: Collection[str] = (),
+) -> tuple[Dial, ...]:
+    """The dials over a draft, each wide enough for the draft's own value.
+
+    ``n_events`` counts the events of each type that are learned from. Left out are parameters of ``fixed``, those of
+    the text prior where there is no text, rare types of events, and the weight of one positive type, the most frequent:
+    to multiply all weights is to divide the unobserved weight and the regularization.
+    """
+    known = read_values(draft)
+    dials = [_dimension_dial(int(known["n_factors"]), min(max_factors, n_items))]
+    for name, (scale, low, high) in _RANGES.items():
+        if name in known and (has_text or not name.startswith("text_")):
+            dials.append(_dial(name, scale, low, high, known[name]))
+    for event_type in _tunable_types(draft.event_types, n_events, fixed):
+        name, weight = weight_name(event_type.name), event_type.weight
+        dials.append(_dial(name, "log", weight / _WEIGHT_FACTOR, weight * _WEIGHT_FACTOR, weight))
+    return tuple(dial for dial in dials if dial.name not in fixed and dial.low < dial.high)
+
+
+def read_values(recipe: Recipe) -> dict[str, float]:
+    """Every parameter of a recipe that a dial may be named after."""
+    numbers = {name: value for name, value in asdict(recipe.factor_parameters).items() if _is_number(value)}
+    weights = {weight_name(event_type.name): event_type.weight for event_type in recipe.event_types}
+    return {**numbers, HALF_LIFE: recipe.interaction_half_life_days, **weights}
+
+
+def apply_values(recipe: Recipe, values: Values, fixed: Collection[str] = ()) -> Recipe:
+    """The recipe with these values. Names of ``fixed`` keep theirs, and unknown names (of a type of event that is
+    gone, of a parameter of another release) are passed over."""
+    wanted = {name: value for name, value in values.items() if name not in fixed}
+    own = {field.name for field in fields(FactorParameters)}
+    changed: dict[str, Any] = {name: value for name, value in wanted.items() if name in own}
+    if "n_factors" in changed:
+        changed["n_factors"] = int(changed["n_factors"])
+    return replace(
+        recipe,
+        factor_parameters=replace(recipe.factor_parameters, **changed),
+        interaction_half_life_days=float(wanted.get(HALF_LIFE, recipe.interaction_half_life_days)),
+        event_types=tuple(
+            replace(event_type, weight=float(wanted.get(weight_name(event_type.name), event_type.weight)))
+            for event_type in recipe.event_types
+        ),
+    )
+
+
+def weight_name(event_type: str) -> str:
+    """The parameter that is the weight of a type of event; settings name it alike."""
+    return f"event_types.{event_type}.weight"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _dimension_dial(default: int, most: int) -> Dial:
+    steps = tuple(sorted({default, *(step for step in _DIMENSIONS if step <= most)}))
+    return Dial("n_factors", "steps", steps[0], steps[-1], steps)
+
+
+def _dial(name: str, scale: Scale, low: float, high: float, value: float) -> Dial:
+    if scale == "log" and value <= 0:
+        return Dial(name, scale, value, value)  # switched off: a logarithm cannot reach it
+    return Dial(name, scale, min(low, value), max(high, value))
+
+
+def _tunable_types(
+    event_types: Sequence[EventType], n_events: Mapping[str, int], fixed: Collection[str]
+) -> Iterator[EventType]:
+    fewest = max(1, RARE_SHARE * sum(n_events.values()))
+    present = [t for t in event_types if t.effect in _INTERACTING and n_events.get(t.name, 0) >= fewest]
+    positive = [event_type for event_type in present if event_type.effect != "negative"]
+    anchors = {event_type.name for event_type in positive if weight_name(event_type.name) in fixed}
+    if positive and not anchors:
+        anchors = {max(positive, key=lambda event_type: (n_events[event_type.name], event_type.name)).name}
+    return (event_type for event_type in present if event_type.name not in anchors)
