@@ -23,11 +23,20 @@ from filelock import FileLock
 from tasks.domain.errors import ComputeLostError, InputError, TrainingError
 from tasks.domain.learning import UNLEARNED
 from tasks.domain.parameter_search import ParameterSearch
-from tasks.domain.parameter_space import Dial, Values, apply_values, build_space, read_values
+from tasks.domain.parameter_space import Space, Values, apply_values, build_space, read_values
 from tasks.domain.ports import Resources
 from tasks.domain.profiles import Recipe
 from tasks.domain.records import Receipt
-from tasks.domain.tuning import Origin, Trial, TuningSplit, best_trial, compare_trials, is_better, split_for_tuning
+from tasks.domain.tuning import (
+    Origin,
+    Trial,
+    TuningSplit,
+    best_trial,
+    compare_trials,
+    is_better,
+    mean_history,
+    split_for_tuning,
+)
 from tasks.training_inputs import build_draft, hash_inputs, load_choice, load_inputs
 from tasks.trial_table import load_earlier, load_trials, write_choice, write_trial
 from tasks.trials import TrialWork, count_events, load_fit_events, run_trial, write_trial_files
@@ -112,16 +121,11 @@ class _Setup:
 
     study: str
     snapshot: int
-    space: tuple[Dial, ...]
+    space: Space
     split: TuningSplit
     defaults: Recipe
     current: Values
     earlier: tuple[Values, ...]
-
-    def on_dials(self, values: Values) -> dict[str, float]:
-        """The values of the dials; those of the defaults where ``values`` has none."""
-        known = read_values(self.defaults)
-        return {dial.name: values.get(dial.name, known[dial.name]) for dial in self.space}
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,7 @@ def _prepare(resources: Resources, seed: int, max_factors: int) -> tuple[_Setup,
             defaults,
             count_events(events),
             has_text=bool(inputs.catalog.text.any()),
+            history=mean_history(split.split.train),
             n_items=len(inputs.catalog.item_ids),
             max_factors=max_factors,
             fixed=resources.fixed_parameters,
@@ -168,10 +173,10 @@ def _prepare(resources: Resources, seed: int, max_factors: int) -> tuple[_Setup,
     return setup, lambda folder: write_trial_files(folder, events, inputs, split)
 
 
-def _name_study(inputs_hash: str, space: tuple[Dial, ...], split: TuningSplit, seed: int) -> str:
+def _name_study(inputs_hash: str, space: Space, split: TuningSplit, seed: int) -> str:
     document = {
         "inputs": inputs_hash,
-        "space": [asdict(dial) for dial in space],
+        "space": asdict(space),
         "split": split.name,
         "seed": seed,
         "code": [(files("tasks") / name).read_text() for name in _CODE],
@@ -240,8 +245,8 @@ class _Study:
         begun += [work.parameters for work in self._under_way.values()]
         wanted: list[tuple[Origin, Values]] = [("defaults", {}), ("current", setup.current)]
         for origin, values in (*wanted, *(("earlier", values) for values in setup.earlier)):
-            chosen = setup.on_dials(values)
-            is_inside = all(dial.allows(chosen[dial.name]) for dial in setup.space)
+            chosen = setup.space.complete(values)
+            is_inside = setup.space.to_search(chosen) is not None
             if chosen not in begun and (is_inside or origin == "current"):
                 return origin, chosen
         return None
@@ -259,7 +264,7 @@ class _Study:
         self.trials[trial.number] = trial
         del self._under_way[trial.number]
         if trial.origin == "search":
-            search.tell(trial.number, trial.mean)
+            search.tell(trial.number, trial.parameters, trial.mean)
         else:
             search.learn(trial.parameters, trial.mean)
 
@@ -274,7 +279,7 @@ class _Study:
 
 def _choose(resources: Resources, study: _Study, now: datetime) -> tuple[int | None, str | None, str]:
     """The number of the trial in force, and the best trial, if it is clearly better: it is written as a choice."""
-    values = study.setup.on_dials(study.setup.current)
+    values = study.setup.space.complete(study.setup.current)
     current = next((trial for trial in study.trials.values() if trial.parameters == values), None)
     best = best_trial(study.trials.values())
     if current is None or current.mean is None or best is None or best.mean is None:

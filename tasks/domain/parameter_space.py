@@ -1,10 +1,14 @@
 """The parameters that tuning may turn, their ranges, and how they go into a recipe.
 
 A parameter is named as in ``FactorParameters``; beside those there are ``interaction_half_life_days`` and, for each
-type of event, ``event_types.<name>.weight``. It knows nothing of how values are proposed or measured.
+type of event, ``event_types.<name>.weight``.
+
+A search does not see ``regularization`` itself but what it comes to for the average user: its product with the size of
+their history and of the unobserved part, to the power of ``frequency_exponent``. The same exponent or unobserved weight
+then goes with the same penalties, and good values lie at the same place in very different catalogs, as in Rendle,
+Krichene, Zhang and Koren 2021, section 4. It knows nothing of how values are proposed or measured.
 """
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
@@ -23,7 +27,7 @@ RARE_SHARE = 0.005
 _INTERACTING = ("positive", "rating", "negative")
 _DIMENSIONS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _RANGES: Mapping[str, tuple[Scale, float, float]] = {
-    "regularization": ("log", 0.001, 3.0),
+    "regularization": ("log", 0.1, 50.0),
     "frequency_exponent": ("linear", 0.0, 1.0),
     "unobserved_weight": ("log", 0.002, 1.0),
     "popularity_exponent": ("linear", 0.0, 1.0),
@@ -33,12 +37,13 @@ _RANGES: Mapping[str, tuple[Scale, float, float]] = {
     HALF_LIFE: ("log", 3.0, 3650.0),
 }
 _WEIGHT_FACTOR = 8.0
+_SLACK = 1e-5
 
 
 @dataclass(frozen=True)
 class Dial:
-    """One parameter and what it may be: from ``low`` to ``high`` on a linear or a logarithmic scale, or one of
-    ``steps`` in ascending order."""
+    """One parameter and the range of what a search proposes for it: from ``low`` to ``high`` on a linear or a
+    logarithmic scale, or the place of one of ``steps``, which ascend."""
 
     name: str
     scale: Scale
@@ -46,15 +51,51 @@ class Dial:
     high: float
     steps: tuple[int, ...] = ()
 
-    def allows(self, value: float) -> bool:
-        """Whether ``value`` can be proposed."""
-        return value in self.steps if self.scale == "steps" else self.low <= value <= self.high
 
-    def position(self, value: float) -> float:
-        """Where ``value`` lies between the ends, 0 to 1, as a plot shows it."""
-        if self.scale == "linear":
-            return (value - self.low) / ((self.high - self.low) or 1)
-        return math.log(value / self.low) / (math.log(self.high / self.low) or 1)
+@dataclass(frozen=True)
+class Space:
+    """The dials of one tuning. ``known`` are the values of all parameters in the draft; ``history`` is the mean sum of
+    the weights of a user's interactions."""
+
+    dials: tuple[Dial, ...]
+    known: Values
+    history: float
+    n_items: int
+
+    def complete(self, values: Values) -> dict[str, float]:
+        """The values of the dials; those of the draft where ``values`` has none."""
+        return {dial.name: values.get(dial.name, self.known[dial.name]) for dial in self.dials}
+
+    def to_search(self, values: Values) -> dict[str, float] | None:
+        """A value for each dial, in the search's own terms; None where one lies outside of its range."""
+        found: dict[str, float] = {}
+        for dial in self.dials:
+            value = float(values[dial.name])
+            if dial.scale == "steps":
+                value = dial.steps.index(int(value)) if value in dial.steps else -1
+            elif dial.name == "regularization":
+                value *= self.size(values)
+            if not dial.low - (slack := _SLACK * abs(dial.high)) <= value <= dial.high + slack:
+                return None
+            found[dial.name] = min(max(value, dial.low), dial.high)
+        return found
+
+    def from_search(self, found: Values) -> dict[str, float]:
+        """The inverse of ``to_search``, to six digits."""
+        values: dict[str, float] = {}
+        for dial in self.dials:
+            value = found[dial.name]
+            values[dial.name] = dial.steps[int(value)] if dial.scale == "steps" else _rounded(value)
+        if "regularization" in values:
+            values["regularization"] = _rounded(found["regularization"] / self.size(values))
+        return values
+
+    def size(self, values: Values) -> float:
+        """What the penalty of the average user is over the regularization."""
+        exponent, unobserved = (
+            values.get(name, self.known[name]) for name in ("frequency_exponent", "unobserved_weight")
+        )
+        return float((self.history + unobserved * self.n_items) ** exponent)
 
 
 def build_space(
@@ -62,10 +103,11 @@ def build_space(
     n_events: Mapping[str, int],
     *,
     has_text: bool,
+    history: float,
     n_items: int,
     max_factors: int,
     fixed: Collection[str] = (),
-) -> tuple[Dial, ...]:
+) -> Space:
     """The dials over a draft, each wide enough for the draft's own value.
 
     ``n_events`` counts the events of each type that are learned from. Left out are parameters of ``fixed``, those of
@@ -73,14 +115,16 @@ def build_space(
     to multiply all weights is to divide the unobserved weight and the regularization.
     """
     known = read_values(draft)
+    empty = Space((), known, history, n_items)
     dials = [_dimension_dial(int(known["n_factors"]), min(max_factors, n_items))]
     for name, (scale, low, high) in _RANGES.items():
         if name in known and (has_text or not name.startswith("text_")):
-            dials.append(_dial(name, scale, low, high, known[name]))
+            size = empty.size(known) if name == "regularization" else 1.0
+            dials.append(_dial(name, scale, low, high, known[name] * size))
     for event_type in _tunable_types(draft.event_types, n_events, fixed):
         name, weight = weight_name(event_type.name), event_type.weight
         dials.append(_dial(name, "log", weight / _WEIGHT_FACTOR, weight * _WEIGHT_FACTOR, weight))
-    return tuple(dial for dial in dials if dial.name not in fixed and dial.low < dial.high)
+    return replace(empty, dials=tuple(dial for dial in dials if dial.name not in fixed and dial.low < dial.high))
 
 
 def read_values(recipe: Recipe) -> dict[str, float]:
@@ -114,13 +158,17 @@ def weight_name(event_type: str) -> str:
     return f"event_types.{event_type}.weight"
 
 
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _dimension_dial(default: int, most: int) -> Dial:
     steps = tuple(sorted({default, *(step for step in _DIMENSIONS if step <= most)}))
-    return Dial("n_factors", "steps", steps[0], steps[-1], steps)
+    return Dial("n_factors", "steps", 0, len(steps) - 1, steps)
 
 
 def _dial(name: str, scale: Scale, low: float, high: float, value: float) -> Dial:

@@ -91,6 +91,12 @@ def split_for_tuning(log: InteractionLog, texts: TextLog, *, seed: int) -> Tunin
     return TuningSplit(found.name, found.split._replace(test=wanted), users)
 
 
+def mean_history(log: InteractionLog) -> float:
+    """Mean sum of the sizes of the weights over the users who have any; 0 without interactions."""
+    n_users = len(np.unique(log.user))
+    return float(np.abs(log.weight).sum(dtype=np.float64)) / n_users if n_users else 0.0
+
+
 def measure_recipe(split: Split, catalog: Catalog, recipe: Recipe, *, n_threads: int = 1) -> Floats:
     """NDCG@10 of each validation user by factors alone, (n_users,): fitted on the training part, with the users folded
     in from their histories as serving does it. The recipe's fusion is not used. Raises TrainingError as the fit does,
