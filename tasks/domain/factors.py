@@ -12,7 +12,7 @@ that pulls it toward ``B' t_i``, what a linear map of its features predicts:
 
 with preference ``p = 1`` for a weight above 0 and ``p = 0`` below, exposure ``e_i = (1 + likes of i)^g``, 1 in the
 mean, and ``l = regularization * (sum |w| + a * sum e)^h`` over the row's entries and pairs. Users may have features
-too, with a map of their own; their term is like that of the items. A map is the ridge regression over rows with some
+too, with a map of their own and the share ``user_prior``; their term is like that of the items. A map is the ridge regression over rows with some
 history; for the others its pull is not part of L, they follow. Every half-step lowers L over its block, so L never
 rises. It knows nothing of ids, time or storage.
 """
@@ -65,6 +65,8 @@ class FactorParameters:
     """Strength of the ridge of the map from features to factors."""
     user_text_weight: float = 1.0
     """Confidence of a user's text as a term of their half-step, times the weight of its event."""
+    user_prior: float = 0.5
+    """Share, in [0, 1], of a user's penalty that pulls it toward what their attributes predict instead of zero."""
     n_sweeps: int = 12
     """Passes over users and items, at most."""
     seed: int = 0
@@ -221,7 +223,7 @@ def user_side(
     """Users as rows, against items with the given exposure."""
     unobserved = np.full(interactions.shape[0], parameters.unobserved_weight, np.float32)
     penalty = _penalty(_sizes(interactions), unobserved, float(exposure.sum()), parameters)
-    return Side(interactions, unobserved, exposure, penalty, features, _pull(penalty, features, parameters))
+    return Side(interactions, unobserved, exposure, penalty, features, _pull(penalty, features, parameters.user_prior))
 
 
 def item_side(
@@ -231,7 +233,7 @@ def item_side(
     unobserved = (parameters.unobserved_weight * exposure).astype(np.float32)
     everybody = np.ones(by_item.shape[1], np.float32)
     penalty = _penalty(_sizes(by_item), unobserved, float(len(everybody)), parameters)
-    return Side(by_item, unobserved, everybody, penalty, features, _pull(penalty, features, parameters))
+    return Side(by_item, unobserved, everybody, penalty, features, _pull(penalty, features, parameters.text_prior))
 
 
 def compute_exposure(n_likes: npt.NDArray[Any], parameters: FactorParameters) -> Floats:
@@ -258,10 +260,10 @@ class _Fit:
         by_item = matrix.T.tocsr()
         n_likes = np.bincount(matrix.indices[matrix.data > 0], minlength=matrix.shape[1])
         exposure = compute_exposure(n_likes, parameters)
-        self._users_side = user_side(matrix, exposure, parameters, _given(user_features, parameters))
-        self._items_side = item_side(by_item, exposure, parameters, _given(item_features, parameters))
-        self._user_ridge = _ridge(self._users_side, parameters)
-        self._item_ridge = _ridge(self._items_side, parameters)
+        self._users_side = user_side(matrix, exposure, parameters, _given(user_features, parameters.user_prior))
+        self._items_side = item_side(by_item, exposure, parameters, _given(item_features, parameters.text_prior))
+        self._user_ridge = _ridge(self._users_side, parameters.user_prior * parameters.text_ridge)
+        self._item_ridge = _ridge(self._items_side, parameters.text_prior * parameters.text_ridge)
         self._widths = item_features.shape[1], 0 if user_features is None else user_features.shape[1]
         self._item_map: Floats | None = None
         self._user_map: Floats | None = None
@@ -309,27 +311,27 @@ class _Fit:
         """The objective; ``basis`` is that of the users, in which the unobserved part needs no matrix product."""
         per_factor = _weighted_squares(self.items, self._items_side.unobserved)
         loss = _observed_loss(self._items_side, self.users, self.items) + float(basis.spectrum @ per_factor)
-        for side, rows, learned in (
-            (self._users_side, self.users, self._user_map),
-            (self._items_side, self.items, self._item_map),
+        for share, side, rows, learned in (
+            (self._parameters.user_prior, self._users_side, self.users, self._user_map),
+            (self._parameters.text_prior, self._items_side, self.items, self._item_map),
         ):
             loss += _penalty_loss(side, rows, learned)
             if learned is not None:
-                ridge = self._parameters.text_prior * self._parameters.text_ridge
+                ridge = share * self._parameters.text_ridge
                 loss += ridge * float(np.sum(learned.astype(np.float64) ** 2))
         return loss
 
 
-def _given(features: Features | None, parameters: FactorParameters) -> Features | None:
-    return features if features is not None and features.shape[1] and parameters.text_prior else None
+def _given(features: Features | None, share: float) -> Features | None:
+    return features if features is not None and features.shape[1] and share else None
 
 
-def _ridge(side: Side, parameters: FactorParameters) -> FeatureMap | None:
+def _ridge(side: Side, ridge: float) -> FeatureMap | None:
     if side.features is None or side.pull is None:
         return None
     known = np.diff(side.interactions.indptr) > 0
     weight = np.where(known, side.pull, 0)
-    return FeatureMap(side.features, weight, parameters.text_prior * parameters.text_ridge)
+    return FeatureMap(side.features, weight, ridge)
 
 
 def _observed_loss(side: Side, fixed: Floats, rows: Floats) -> float:
@@ -383,8 +385,8 @@ def _penalty(sizes: Doubles, unobserved: Floats, n_others: float, parameters: Fa
     return (parameters.regularization * spread**parameters.frequency_exponent).astype(np.float32)
 
 
-def _pull(penalty: Floats, features: Features | None, parameters: FactorParameters) -> Floats | None:
-    return None if features is None else np.float32(parameters.text_prior) * penalty
+def _pull(penalty: Floats, features: Features | None, share: float) -> Floats | None:
+    return None if features is None else np.float32(share) * penalty
 
 
 def _sizes(interactions: sparse.csr_matrix) -> Doubles:
@@ -434,6 +436,7 @@ def _check_parameters(parameters: FactorParameters) -> None:
         ("frequency_exponent", bool(np.isfinite(parameters.frequency_exponent)), "a finite number"),
         ("popularity_exponent", bool(np.isfinite(parameters.popularity_exponent)), "a finite number"),
         ("text_prior", 0 <= parameters.text_prior <= 1, "between 0 and 1"),
+        ("user_prior", 0 <= parameters.user_prior <= 1, "between 0 and 1"),
         ("text_ridge", 0 < parameters.text_ridge < np.inf, "above 0"),
     )
     for name, is_allowed, range_ in allowed:
