@@ -10,8 +10,8 @@ that pulls it toward ``B' t_i``, what a linear map of its features predicts:
     L = sum_observed |w| (p - <x, f>)^2  +  a * sum_ui e_i <x, f>^2  +  sum_u l_u |x_u|^2
         + sum_i l_i ((1 - s) |f_i|^2 + s |f_i - B' t_i|^2)  +  s * r * |B|^2
 
-with preference ``p = 1`` for a weight above 0 and ``p = 0`` below, exposure ``e_i = (1 + likes of i)^g``, 1 in the
-mean, and ``l = regularization * (sum |w| + a * sum e)^h`` over the row's entries and pairs. Users may have features
+with preference ``p = 1`` for a weight above 0 and ``p = 0`` below, exposure ``e_i = o_i (1 + likes of i)^g / mean``,
+where ``o_i`` is the share of everything that was seen in which i could have been seen, so 0 for a new item, and ``l = regularization * (sum |w| + a * n)^h`` over the row's entries, with n rows on the other side. Users may have features
 too, with a map of their own and the share ``user_prior``; their term is like that of the items. A map is the ridge regression over rows with some
 history; for the others its pull is not part of L, they follow. Every half-step lowers L over its block, so L never
 rises. It knows nothing of ids, time or storage.
@@ -114,6 +114,7 @@ def fit_factors(
     parameters: FactorParameters,
     *,
     user_features: Features | None = None,
+    opportunity: Floats | None = None,
     start: Floats | None = None,
     measure: Callable[[Floats, Floats], float] | None = None,
     patience: int = 2,
@@ -125,15 +126,18 @@ def fit_factors(
 
     ``interactions`` is (n_users, n_items) CSR of signed confidence weights; equal pairs are added up. ``item_features``
     (n_items, width) have unit or zero rows, or no column; so do ``user_features`` (n_users, width). Items without
-    interactions get the solution of the same half-step, so the pull of their features alone. ``start`` (n_items, d)
-    are item factors to go on from, zero for new items. ``measure(users, items)`` is called after each sweep; without a
+    interactions get the solution of the same half-step, so the pull of their features alone. ``opportunity`` (n_items,)
+    is o of the module docstring, in [0, 1], 1 if None. ``start`` (n_items, d) are item factors to go on from, zero for
+    new items. ``measure(users, items)`` is called after each sweep; without a
     new best for ``patience`` sweeps the fit ends. ``on_sweep`` is called after each sweep. ``solver`` does the
     half-steps, on ``n_threads`` threads by default. The result depends on the seed, and neither on threads nor
     workers. The last user half-step is exact, as ``fold_in`` is. Raises TrainingError for parameters, weights or start
     values out of range, for a matrix without a positive weight, and for a fit that diverges.
     """
     matrix = _checked(interactions, item_features, user_features, parameters)
-    fit = _Fit(matrix, item_features, user_features, parameters, solver or ThreadedSolver(n_threads))
+    n_likes = np.bincount(matrix.indices[matrix.data > 0], minlength=matrix.shape[1])
+    exposure = compute_exposure(n_likes, parameters, opportunity)
+    fit = _Fit(matrix, item_features, user_features, exposure, parameters, solver or ThreadedSolver(n_threads))
     fit.begin(_start(matrix.shape[1], parameters, start), warm=start is not None)
     sweeps: list[Sweep] = []
     for number in range(1, parameters.n_sweeps + 1):
@@ -222,7 +226,7 @@ def user_side(
 ) -> Side:
     """Users as rows, against items with the given exposure."""
     unobserved = np.full(interactions.shape[0], parameters.unobserved_weight, np.float32)
-    penalty = _penalty(_sizes(interactions), unobserved, float(exposure.sum()), parameters)
+    penalty = _penalty(_sizes(interactions), float(exposure.sum()), parameters)
     return Side(interactions, unobserved, exposure, penalty, features, _pull(penalty, features, parameters.user_prior))
 
 
@@ -232,14 +236,20 @@ def item_side(
     """Items as rows, from ``by_item`` (n_items, n_users), against users who all count alike."""
     unobserved = (parameters.unobserved_weight * exposure).astype(np.float32)
     everybody = np.ones(by_item.shape[1], np.float32)
-    penalty = _penalty(_sizes(by_item), unobserved, float(len(everybody)), parameters)
+    penalty = _penalty(_sizes(by_item), float(len(everybody)), parameters)
     return Side(by_item, unobserved, everybody, penalty, features, _pull(penalty, features, parameters.text_prior))
 
 
-def compute_exposure(n_likes: npt.NDArray[Any], parameters: FactorParameters) -> Floats:
-    """Weight of each item in the unobserved part, (n_items,) float32 with a mean of 1, from its number of likes."""
+def compute_exposure(
+    n_likes: npt.NDArray[Any], parameters: FactorParameters, opportunity: Floats | None = None
+) -> Floats:
+    """Weight of each item in the unobserved part, (n_items,) float32: e of the module docstring.
+
+    That nobody met an item says little about it where there was little ``opportunity`` (n_items,) to.
+    """
     grown = (1.0 + np.asarray(n_likes, np.float64)) ** parameters.popularity_exponent
-    return (grown / (grown.mean() if len(grown) else 1.0)).astype(np.float32)
+    exposure: Floats = (grown / (grown.mean() if len(grown) else 1.0)).astype(np.float32)
+    return exposure if opportunity is None else exposure * opportunity.astype(np.float32)
 
 
 class _Fit:
@@ -253,13 +263,12 @@ class _Fit:
         matrix: sparse.csr_matrix,
         item_features: Features,
         user_features: Features | None,
+        exposure: Floats,
         parameters: FactorParameters,
         solver: RowSolver,
     ) -> None:
         self._parameters, self._solver = parameters, solver
         by_item = matrix.T.tocsr()
-        n_likes = np.bincount(matrix.indices[matrix.data > 0], minlength=matrix.shape[1])
-        exposure = compute_exposure(n_likes, parameters)
         self._users_side = user_side(matrix, exposure, parameters, _given(user_features, parameters.user_prior))
         self._items_side = item_side(by_item, exposure, parameters, _given(item_features, parameters.text_prior))
         self._user_ridge = _ridge(self._users_side, parameters.user_prior * parameters.text_ridge)
@@ -380,8 +389,8 @@ def _start(n_items: int, parameters: FactorParameters, given: Floats | None) -> 
     return items
 
 
-def _penalty(sizes: Doubles, unobserved: Floats, n_others: float, parameters: FactorParameters) -> Floats:
-    spread = sizes + unobserved * n_others
+def _penalty(sizes: Doubles, n_others: float, parameters: FactorParameters) -> Floats:
+    spread = sizes + parameters.unobserved_weight * n_others
     return (parameters.regularization * spread**parameters.frequency_exponent).astype(np.float32)
 
 

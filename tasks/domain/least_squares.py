@@ -74,6 +74,9 @@ def solve_rows(
         if len(target):
             r[:] = target[number]
         scale = _add_wanted(columns, weight, fixed, r, m)
+        if scale == 0:
+            out[row] = 0
+            continue
         for a in range(d):
             r[a] -= m[a] * x[a]
         _apply(columns, weight, fixed, x, r, -1)
