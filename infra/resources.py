@@ -1,7 +1,7 @@
 """The only place where an adapter is chosen and built. Small and frozen, so that a worker can receive it."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from tasks.domain.records import EventType
 
 if TYPE_CHECKING:
     from tasks.domain.factors import FactorParameters
+    from tasks.domain.half_steps import RowSolver
     from tasks.domain.ports import Resources
 
 
@@ -99,6 +100,25 @@ class LocalResources:
         from infra.dask_runner import open_compute
 
         return open_compute(self.settings.compute)
+
+    @contextmanager
+    def factor_solver(self, n_threads: int) -> "Iterator[RowSolver]":
+        """Threads of this process, its GPU, or Dask workers, as the settings say."""
+        from tasks.domain.half_steps import ThreadedSolver
+
+        match self.settings.compute.factor_solver:
+            case "threads":
+                yield ThreadedSolver(n_threads)
+            case "gpu":
+                from infra.torch_factors import open_gpu_solver
+
+                yield open_gpu_solver()
+            case "workers":
+                from tasks.distributed_factors import open_distributed_solver
+
+                folder = self.home / "staging" / "factors"
+                with self.compute() as compute, open_distributed_solver(compute, folder, n_threads) as solver:
+                    yield solver
 
     def validator(self) -> Validator:
         """Great Expectations."""

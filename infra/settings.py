@@ -84,6 +84,10 @@ class ComputeSettings(_Section):
     """Worker processes of the LocalCluster."""
     threads_per_worker: int = Field(default=1, ge=1)
     """Threads that one worker's model may use."""
+    factor_solver: Literal["threads", "gpu", "workers"] = "threads"
+    """What fits the factors: threads of the process at hand, a CUDA GPU of its machine, or Dask workers, which must
+    share NEARLINE_HOME. On processors of one kind, workers give the result of threads to the last bit; that of a GPU
+    is rounded differently."""
 
 
 class FactorSettings(_Section):

@@ -20,6 +20,7 @@ from tasks.domain.evaluation import (
     evaluate_split,
     summarize_split,
 )
+from tasks.domain.half_steps import RowSolver
 from tasks.domain.learning import learn_fusion
 from tasks.domain.ports import Resources, Transaction, Warehouse
 from tasks.domain.records import CheckResult, Severity
@@ -43,11 +44,11 @@ def evaluate_version(resources: Resources, plan: VersionPlan, *, now: datetime) 
     again on the same training part. What cannot be measured is in the report's notes. Raises NotFoundError if the
     version was not learned.
     """
-    with resources.warehouse() as warehouse, fixed_threads() as n_threads:
+    with resources.warehouse() as warehouse, fixed_threads() as n_threads, resources.factor_solver(n_threads) as solver:
         model = load_version(warehouse, plan.version)
         inputs = load_inputs(warehouse, model.recipe, plan.snapshot, model.encoder_id, model.text_width)
         champion = _load_champion(warehouse, plan, model, inputs)
-        report = _measure(inputs, model, champion, n_threads)
+        report = _measure(inputs, model, champion, solver, n_threads)
         rows, headline = _metric_rows(report, now), json.dumps(_headline(report), sort_keys=True)
 
         def write(transaction: Transaction) -> None:
@@ -98,12 +99,12 @@ def _load_champion(
 
 
 def _measure(
-    inputs: TrainingInputs, model: ModelVersion, champion: _Champion | None, n_threads: int
+    inputs: TrainingInputs, model: ModelVersion, champion: _Champion | None, solver: RowSolver, n_threads: int
 ) -> EvaluationReport:
     metrics: list[MetricValue] = []
     notes: list[str] = []
     for name in SPLITS:
-        result = _evaluate(name, inputs, model, n_threads)
+        result = _evaluate(name, inputs, model, solver, n_threads)
         if result is None:
             notes.append(f"Nothing was measured on {name}: nobody likes anything new in its test part.")
             continue
@@ -111,20 +112,22 @@ def _measure(
             split = SPLITS[name](champion.inputs.log, champion.inputs.texts)
             policies: tuple[Policy, ...] = ("champion",)
             catalog, recipe = champion.inputs.catalog, champion.model.recipe
-            other = evaluate_split(split, catalog, recipe, policies, n_threads=n_threads)
+            other = evaluate_split(split, catalog, recipe, policies, solver=solver, n_threads=n_threads)
             result = result._replace(rankings={**result.rankings, **(other.rankings if other else {})})
         metrics += summarize_split(name, result)
     serving = champion.model.version if champion else None
     return EvaluationReport(model.version, tuple(metrics), tuple(notes), serving)
 
 
-def _evaluate(name: SplitName, inputs: TrainingInputs, model: ModelVersion, n_threads: int) -> SplitResult | None:
+def _evaluate(
+    name: SplitName, inputs: TrainingInputs, model: ModelVersion, solver: RowSolver, n_threads: int
+) -> SplitResult | None:
     split = SPLITS[name](inputs.log, inputs.texts)
     recipe = model.recipe
     if name != "user_tail":
-        fusion = learn_fusion(split.train, split.texts, inputs.catalog, recipe, n_threads=n_threads)
+        fusion = learn_fusion(split.train, split.texts, inputs.catalog, recipe, solver=solver, n_threads=n_threads)
         recipe = replace(recipe, fusion=fusion)
-    return evaluate_split(split, inputs.catalog, recipe, n_threads=n_threads)
+    return evaluate_split(split, inputs.catalog, recipe, solver=solver, n_threads=n_threads)
 
 
 def _metric_rows(report: EvaluationReport, now: datetime) -> pa.Table:

@@ -77,10 +77,10 @@ def learn_version(resources: Resources, plan: VersionPlan, *, now: datetime) -> 
     started = time.perf_counter()
     encoder = resources.encoder()
     draft = build_draft(resources, UNLEARNED, plan.choice)
-    with resources.warehouse() as warehouse, fixed_threads() as n_threads:
+    with resources.warehouse() as warehouse, fixed_threads() as n_threads, resources.factor_solver(n_threads) as solver:
         inputs = load_inputs(warehouse, draft, plan.snapshot, encoder.encoder_id, encoder.width)
         split = split_user_tail(inputs.log, inputs.texts)
-        fusion = learn_fusion(split.train, split.texts, inputs.catalog, draft, n_threads=n_threads)
+        fusion = learn_fusion(split.train, split.texts, inputs.catalog, draft, solver=solver, n_threads=n_threads)
         row = _version_row(plan, inputs, replace(draft, fusion=fusion), encoder.encoder_id, now)
         warehouse.commit(lambda transaction: transaction.replace("model_versions", row, {"version": plan.version}))
     seconds = time.perf_counter() - started
@@ -97,10 +97,11 @@ def refit_version(resources: Resources, plan: VersionPlan, *, now: datetime) -> 
     fit diverges; nothing is written then.
     """
     started = time.perf_counter()
-    with resources.warehouse() as warehouse, fixed_threads() as n_threads:
+    with resources.warehouse() as warehouse, fixed_threads() as n_threads, resources.factor_solver(n_threads) as solver:
         model = load_version(warehouse, plan.version)
         inputs = load_inputs(warehouse, model.recipe, plan.snapshot, model.encoder_id, model.text_width)
-        items = fit_items(inputs.log, inputs.catalog, model.recipe.factor_parameters, n_threads=n_threads)
+        parameters = model.recipe.factor_parameters
+        items = fit_items(inputs.log, inputs.catalog, parameters, solver=solver, n_threads=n_threads)
         histories = build_histories(inputs.log, inputs.texts, inputs.user_ids)
         profiles = compute_profiles(histories, items, model.recipe, n_threads=n_threads)
         _write_fit(warehouse, plan, inputs, items, profiles, now)

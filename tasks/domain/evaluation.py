@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.domain.fusion import fuse_items, fuse_queries
+from tasks.domain.half_steps import RowSolver
 from tasks.domain.histories import build_histories, select_users
 from tasks.domain.learning import BUCKET_STARTS, Catalog, fit_items
 from tasks.domain.metrics import Interval, Ranking, coverage, mean_interval, rank_users
@@ -75,7 +76,13 @@ class SplitResult(NamedTuple):
 
 
 def evaluate_split(
-    split: Split, catalog: Catalog, recipe: Recipe, policies: Sequence[Policy] = OWN_POLICIES, *, n_threads: int = 1
+    split: Split,
+    catalog: Catalog,
+    recipe: Recipe,
+    policies: Sequence[Policy] = OWN_POLICIES,
+    *,
+    solver: RowSolver | None = None,
+    n_threads: int = 1,
 ) -> SplitResult | None:
     """Fit a recipe on the training part and rank for the test users; its fusion is used as it is.
 
@@ -85,7 +92,7 @@ def evaluate_split(
     users = _test_users(split)
     if not len(users):
         return None
-    items = fit_items(split.train, catalog, recipe.factor_parameters, n_threads=n_threads)
+    items = fit_items(split.train, catalog, recipe.factor_parameters, solver=solver, n_threads=n_threads)
     histories = select_users(build_histories(split.train, split.texts, [""] * split.train.n_users), users)
     profiles = compute_profiles(histories, items, recipe, n_threads=n_threads)
     rankings = {}

@@ -16,6 +16,7 @@ from scipy import sparse
 
 from tasks.domain.factors import FactorParameters, fit_factors
 from tasks.domain.fusion import Bucket, Fusion
+from tasks.domain.half_steps import RowSolver
 from tasks.domain.histories import InteractionLog, TextLog, build_histories, select_users, truncate_histories
 from tasks.domain.profiles import Histories, ItemSpace, Recipe, compute_profiles, history_lengths
 from tasks.domain.splits import split_user_tail
@@ -53,11 +54,18 @@ class Catalog(NamedTuple):
     text: Floats
 
 
-def fit_items(log: InteractionLog, catalog: Catalog, parameters: FactorParameters, *, n_threads: int = 1) -> ItemSpace:
+def fit_items(
+    log: InteractionLog,
+    catalog: Catalog,
+    parameters: FactorParameters,
+    *,
+    solver: RowSolver | None = None,
+    n_threads: int = 1,
+) -> ItemSpace:
     """Factors, text map and prior of all items, from one log.
 
-    A log without a positive interaction gives zeros: such a version serves by text alone. Raises TrainingError as
-    ``fit_factors`` does.
+    A log without a positive interaction gives zeros: such a version serves by text alone. ``solver`` is that of
+    ``fit_factors``. Raises TrainingError as that does.
     """
     prior, n_likes = compute_prior(log), np.bincount(log.item[log.weight > 0], minlength=log.n_items)
     if not prior.any() and np.isfinite(log.weight).all():
@@ -66,7 +74,7 @@ def fit_items(log: InteractionLog, catalog: Catalog, parameters: FactorParameter
         return ItemSpace(catalog.item_ids, catalog.text, factors, prior, text_map, n_likes)
     matrix = log.matrix()
     matrix.eliminate_zeros()
-    fit = fit_factors(matrix, catalog.text, parameters, n_threads=n_threads)
+    fit = fit_factors(matrix, catalog.text, parameters, solver=solver, n_threads=n_threads)
     return ItemSpace(catalog.item_ids, catalog.text, fit.items, prior, fit.item_map, n_likes)
 
 
@@ -83,7 +91,15 @@ def compute_prior(log: InteractionLog) -> Floats:
     return (logged / (logged.max(initial=0) or 1)).astype(np.float32)
 
 
-def learn_fusion(log: InteractionLog, texts: TextLog, catalog: Catalog, draft: Recipe, *, n_threads: int = 1) -> Fusion:
+def learn_fusion(
+    log: InteractionLog,
+    texts: TextLog,
+    catalog: Catalog,
+    draft: Recipe,
+    *,
+    solver: RowSolver | None = None,
+    n_threads: int = 1,
+) -> Fusion:
     """Learn scale, alpha and beta of every bucket, and the weights of a text request.
 
     ``draft`` is the recipe without its fusion, which is not read. A bucket gets the highest alpha that reaches nine
@@ -94,7 +110,7 @@ def learn_fusion(log: InteractionLog, texts: TextLog, catalog: Catalog, draft: R
     fixes.
     """
     split = split_user_tail(log, texts)
-    items = fit_items(split.train, catalog, draft.factor_parameters, n_threads=n_threads)
+    items = fit_items(split.train, catalog, draft.factor_parameters, solver=solver, n_threads=n_threads)
     trial = _Trial(split.train, split.texts, split.test, items, replace(draft, fusion=UNLEARNED), n_threads)
     return Fusion(
         scale=trial.scale,

@@ -16,6 +16,7 @@ from warehouse.catalog import Contract
 
 if TYPE_CHECKING:
     from tasks.domain.factors import FactorParameters
+    from tasks.domain.half_steps import RowSolver
 
 Floats = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -248,6 +249,10 @@ class Resources(Protocol):
 
     def compute(self) -> AbstractContextManager[Compute]:
         """Workers for one fan-out."""
+
+    def factor_solver(self, n_threads: int) -> AbstractContextManager["RowSolver"]:
+        """What solves the rows of factor models: ``n_threads`` threads of this process, or what stands in their place.
+        Raises SettingsError if that is not there, ComputeLostError if no worker comes."""
 
     def validator(self) -> Validator:
         """The gates' engine."""
