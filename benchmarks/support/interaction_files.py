@@ -18,6 +18,7 @@ Integers = npt.NDArray[np.int64]
 COLUMNS = ("user", "item")
 DEFAULT_FOLDER = Path(__file__).parents[2] / ".." / "shared" / "data" / "lightgcn-gowalla"
 """Where the Gowalla split is looked for when no file is named: beside the repository."""
+_LARGEST_ID = np.iinfo(np.int32).max - 1
 _SPARE_IDS = 1_000_000
 _MOST_IDS_PER_USED = 100
 
@@ -159,19 +160,24 @@ def _read_ids(column: Any, name: str, source: str) -> Integers:
             f" its {name}: drop or repair these rows."
         )
     values = column.to_numpy()
+    if values.max() > _LARGEST_ID:
+        raise InputError(
+            f"The column {name} of the {source} has ids up to {values.max()}. An id is the number of a row of the"
+            f" factors, at most {_LARGEST_ID}: number the {name}s from 0."
+        )
     if values.min() < 0:
         raise InputError(
             f"The column {name} of the {source} has {int((values < 0).sum())} negative ids, the smallest"
             f" {values.min()}. Ids must be integers from 0: number the {name}s anew."
         )
-    ids: Integers = np.minimum(values, np.iinfo(np.int64).max).astype(np.int64)
+    ids: Integers = values.astype(np.int64)
     return ids
 
 
 def _count_ids(name: str, parts: list[Integers]) -> int:
     """Rows that the ids need: the largest and one more."""
     largest, n_used = max(int(part.max()) for part in parts), len(np.unique(np.concatenate(parts)))
-    if largest >= min(_MOST_IDS_PER_USED * n_used + _SPARE_IDS, np.iinfo(np.int32).max):
+    if largest >= _MOST_IDS_PER_USED * n_used + _SPARE_IDS:
         raise InputError(
             f"The {name} ids go up to {largest}, and only {n_used} of them are used. An id is the number of a row of"
             f" the factors, so ids must be dense: number the {name}s from 0 to {n_used - 1}."

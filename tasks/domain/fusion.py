@@ -30,7 +30,8 @@ class Fusion:
     """Learned weights and block scales of one model version.
 
     ``buckets`` ascend by ``min_history`` and the first starts at 0. ``text_request`` are the weights of a request
-    that is made of text alone. ``factor_block`` and ``prior_block`` bring the stored blocks to the scale of the text
+    that is made of text alone, ``attribute_request`` those of a user of whom only attributes are known (None where the
+    version knows no attributes). ``factor_block`` and ``prior_block`` bring the stored blocks to the scale of the text
     block (mean norm 1).
     """
 
@@ -39,6 +40,7 @@ class Fusion:
     text_request: Bucket
     factor_block: float
     prior_block: float
+    attribute_request: Bucket | None = None
 
     def weights(self, n_history: int) -> Bucket:
         """The bucket of a user with ``n_history`` positive interactions."""
@@ -54,6 +56,8 @@ class Fusion:
         document = json.loads(text)
         document["buckets"] = tuple(Bucket(**bucket) for bucket in document["buckets"])
         document["text_request"] = Bucket(**document["text_request"])
+        if document.get("attribute_request"):
+            document["attribute_request"] = Bucket(**document["attribute_request"])
         return cls(**document)
 
 

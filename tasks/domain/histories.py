@@ -22,7 +22,8 @@ class InteractionLog:
     """Who met what, one row for a user and an item, (n,) each.
 
     ``user`` and ``item`` are dense indices below ``n_users`` and ``n_items``; ``weight`` is the signed confidence, 0
-    for seen only; ``last_at`` is the time of the newest event in microseconds.
+    for seen only; ``last_at`` is the time of the newest event in microseconds. ``user_features`` (n_users, width) CSR
+    are the users' attributes, in unit or zero rows; None where nobody has any.
     """
 
     user: Integers
@@ -31,11 +32,12 @@ class InteractionLog:
     last_at: Integers
     n_users: int
     n_items: int
+    user_features: sparse.csr_matrix | None = None
 
     def select(self, mask: Mask) -> "InteractionLog":
         """The rows where ``mask`` (n,) is true; indices stay."""
         rows = self.user[mask], self.item[mask], self.weight[mask], self.last_at[mask]
-        return InteractionLog(*rows, self.n_users, self.n_items)
+        return InteractionLog(*rows, self.n_users, self.n_items, self.user_features)
 
     def matrix(self) -> sparse.csr_matrix:
         """(n_users, n_items) CSR of the weights, zeros kept; columns ascend."""
@@ -72,6 +74,7 @@ def build_histories(log: InteractionLog, texts: TextLog, user_ids: Sequence[str]
         text_weight=texts.weight,
         text_age=_newer_interactions(texts, log),
         text_labels=texts.labels,
+        features=log.user_features,
     )
 
 
@@ -89,11 +92,13 @@ def select_users(histories: Histories, rows: Integers) -> Histories:
         text_weight=histories.text_weight[kept],
         text_age=histories.text_age[kept],
         text_labels=_kept(histories.text_labels, kept),
+        features=None if histories.features is None else histories.features[rows],
     )
 
 
 def truncate_histories(histories: Histories, lengths: Integers) -> Histories:
-    """The same users as if they had liked only their ``lengths`` (n_users,) newest things, and written nothing."""
+    """The same users as if they had liked only their ``lengths`` (n_users,) newest things, and written nothing; their
+    attributes stay."""
     matrix = histories.interactions
     user = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     newest_first = np.lexsort((histories.ages.data, user))
@@ -116,6 +121,7 @@ def truncate_histories(histories: Histories, lengths: Integers) -> Histories:
         text_user=histories.text_user[:0],
         text_weight=histories.text_weight[:0],
         text_age=histories.text_age[:0],
+        features=histories.features,
     )
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from tasks.domain.factors import FactorParameters, FixedItems, TextTerms, compute_exposure, fold_in
+from tasks.domain.features import NO_FEATURES, FeatureSpace
 from tasks.domain.fusion import Fusion
 from tasks.domain.records import EventType
 from tasks.domain.vectors import unit_rows
@@ -36,7 +37,9 @@ class ItemSpace:
 
     ``text`` (n, text_width) float32, unit rows or zero where an item has no text; ``factors`` (n, n_factors) float32;
     ``prior`` (n,) float32; ``text_map`` (text_width, n_factors) float32 predicts factors from text; ``n_likes`` (n,)
-    counts the positive interactions that the factors were learned from.
+    counts the positive interactions that the factors were learned from. ``user_map`` (width, n_factors) float32
+    predicts the factors of users from their attributes, whose columns ``user_space`` names; None where the version
+    knows no attributes.
     """
 
     item_ids: tuple[str, ...]
@@ -45,6 +48,8 @@ class ItemSpace:
     prior: Floats
     text_map: Floats
     n_likes: npt.NDArray[np.int64]
+    user_map: Floats | None = None
+    user_space: FeatureSpace = NO_FEATURES
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -71,7 +76,8 @@ class Histories:
     interaction, 1 for the one before, and so on. ``texts`` are the embeddings of what a user wrote, oldest first:
     (n_texts, text_width) with ``text_user`` (n_texts,) rows of ``user_ids``, ``text_weight`` (n_texts,) and
     ``text_age`` (n_texts,), the number of interactions that came after the text. ``text_labels`` are the words
-    themselves, for explanations; they may be left out.
+    themselves, for explanations; they may be left out. ``features`` (n_users, width) CSR are the users' attributes in
+    the columns of the model version; None where it knows none, or where nothing is known of these users.
     """
 
     user_ids: tuple[str, ...]
@@ -82,6 +88,20 @@ class Histories:
     text_weight: Floats
     text_age: Floats
     text_labels: tuple[str, ...] = ()
+    features: sparse.csr_matrix | None = None
+
+    @property
+    def has_text(self) -> npt.NDArray[np.bool_]:
+        """(n_users,) whether a user wrote something."""
+        return np.bincount(self.text_user, minlength=len(self.user_ids)) > 0
+
+    @property
+    def has_features(self) -> npt.NDArray[np.bool_]:
+        """(n_users,) whether an attribute of a user is known."""
+        if self.features is None:
+            return np.zeros(len(self.user_ids), bool)
+        known: npt.NDArray[np.bool_] = np.diff(self.features.indptr) > 0
+        return known
 
 
 @dataclass(frozen=True)
@@ -144,17 +164,18 @@ class TextCoefficients(NamedTuple):
 def compute_profiles(histories: Histories, items: ItemSpace, recipe: Recipe, *, n_threads: int = 1) -> Profiles:
     """Profiles from full histories. The result for a user does not depend on who else is in the call (to 1e-5).
 
-    A user without positive interactions gets the weights of a text request if they wrote something, else those of
-    the first bucket.
+    A user without positive interactions gets the weights of a text request if they wrote something, else those of an
+    attribute request if an attribute of theirs is known, else those of the first bucket.
     """
     recent, drift = weigh_recency(histories, items, recipe)
     coefficients = text_coefficients(recent, items)
     text = coefficients.items @ items.text + coefficients.texts @ histories.texts
     terms = text_terms(recent, items)
     fixed = items.fixed(recipe.factor_parameters)
-    factors = fold_in(recent.interactions, fixed, texts=terms, n_threads=n_threads)
+    known = {"features": histories.features, "feature_map": items.user_map}
+    factors = fold_in(recent.interactions, fixed, texts=terms, **known, n_threads=n_threads)
     lengths = history_lengths(histories.interactions)
-    alpha, beta = _weights(lengths, np.bincount(histories.text_user, minlength=len(lengths)) > 0, recipe.fusion)
+    alpha, beta = _weights(lengths, histories, recipe.fusion)
     return Profiles(
         user_ids=histories.user_ids,
         text=np.asarray(text, np.float32),
@@ -258,13 +279,14 @@ def _mean(likes: sparse.csr_matrix, texts: sparse.csr_matrix, histories: Histori
     return np.asarray(mean, np.float64)
 
 
-def _weights(lengths: npt.NDArray[np.int64], has_text: npt.NDArray[np.bool_], fusion: Fusion) -> tuple[Floats, Floats]:
+def _weights(lengths: npt.NDArray[np.int64], histories: Histories, fusion: Fusion) -> tuple[Floats, Floats]:
+    buckets = [*fusion.buckets, fusion.text_request, fusion.attribute_request or fusion.buckets[0]]
     starts = np.array([bucket.min_history for bucket in fusion.buckets])
     chosen = np.searchsorted(starts, lengths, side="right") - 1
-    asked = (lengths == 0) & has_text
-    alpha = np.where(asked, fusion.text_request.alpha, np.array([b.alpha for b in fusion.buckets])[chosen])
-    beta = np.where(asked, fusion.text_request.beta, np.array([b.beta for b in fusion.buckets])[chosen])
-    return alpha.astype(np.float32), beta.astype(np.float32)
+    chosen[(lengths == 0) & histories.has_features] = len(buckets) - 1
+    chosen[(lengths == 0) & histories.has_text] = len(buckets) - 2
+    alpha, beta = (np.array([getattr(b, name) for b in buckets], np.float32)[chosen] for name in ("alpha", "beta"))
+    return alpha, beta
 
 
 def _rows(matrix: sparse.csr_matrix) -> npt.NDArray[np.int64]:
