@@ -43,15 +43,18 @@ _FALLBACK = (0.1, 0.45)
 _TEXT_ALPHAS = np.array([1, 0.9, 0.8, 0.7, 0.6, 0.5], np.float32)
 _TEXT_BETAS = np.array([0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3], np.float32)
 _TEXT_FALLBACK = (0.8, 0.1)
+_ATTRIBUTE_FALLBACK = 0.7
 UNLEARNED = Fusion(1.0, (Bucket(0, 0.0, 1.0),), Bucket(0, 1.0, 0.0), 1.0, 1.0)
 """Stands in a recipe until its weights are learned."""
 
 
 class Catalog(NamedTuple):
-    """The items, row by row: ids in ascending order and text embeddings (n_items, text_width), zero without text."""
+    """The items, row by row: ids in ascending order, text embeddings (n_items, text_width), zero without text, and
+    what is known beside the text, (n_items, width) CSR, or None. Factors lean on both."""
 
     item_ids: tuple[str, ...]
     text: Floats
+    features: sparse.csr_matrix | None = None
 
 
 def fit_items(
@@ -71,11 +74,15 @@ def fit_items(
     if not prior.any() and np.isfinite(log.weight).all():
         factors = np.zeros((len(catalog.item_ids), parameters.n_factors), np.float32)
         text_map = np.zeros((catalog.text.shape[1], parameters.n_factors), np.float32)
-        return ItemSpace(catalog.item_ids, catalog.text, factors, prior, text_map, n_likes)
+        user_map = None if log.user_features is None else np.zeros((log.user_features.shape[1], factors.shape[1]), "f4")
+        return ItemSpace(catalog.item_ids, catalog.text, factors, prior, text_map, n_likes, user_map)
     matrix = log.matrix()
     matrix.eliminate_zeros()
-    fit = fit_factors(matrix, catalog.text, parameters, solver=solver, n_threads=n_threads)
-    return ItemSpace(catalog.item_ids, catalog.text, fit.items, prior, fit.item_map, n_likes)
+    known = _item_features(catalog)
+    fit = fit_factors(matrix, known, parameters, user_features=log.user_features, solver=solver, n_threads=n_threads)
+    text_map = fit.item_map[: catalog.text.shape[1]]
+    user_map = None if log.user_features is None else fit.user_map
+    return ItemSpace(catalog.item_ids, catalog.text, fit.items, prior, text_map, n_likes, user_map)
 
 
 def compute_prior(log: InteractionLog) -> Floats:
@@ -100,7 +107,7 @@ def learn_fusion(
     solver: RowSolver | None = None,
     n_threads: int = 1,
 ) -> Fusion:
-    """Learn scale, alpha and beta of every bucket, and the weights of a text request.
+    """Learn scale, alpha and beta of every bucket, and the weights of a text request and of an attribute request.
 
     ``draft`` is the recipe without its fusion, which is not read. A bucket gets the highest alpha that reaches nine
     tenths of what can be gained in NDCG@10 over factors alone on the validation part: items that nobody has met are
@@ -118,6 +125,7 @@ def learn_fusion(
         text_request=_learn_text_request(trial),
         factor_block=_inverse_mean(np.linalg.norm(items.factors, axis=1)),
         prior_block=_inverse_mean(np.abs(items.prior)),
+        attribute_request=None if items.user_map is None else _learn_attribute_request(trial),
     )
 
 
@@ -231,6 +239,20 @@ def _text_requests(trial: _Trial) -> tuple[Integers, Histories]:
     return rows, Histories(("",) * len(rows), empty, empty, spoken, np.arange(len(rows)), ones, zeros)
 
 
+def _learn_attribute_request(trial: _Trial) -> Bucket:
+    """Weights of somebody of whom only attributes are known, learned from users whose history is left out. What is
+    popular is the safe answer to somebody new, so the prior gets the highest weight of those that reach nine tenths of
+    what can be gained over the attributes alone."""
+    rows = np.flatnonzero(trial.histories.has_features)
+    beta = _ATTRIBUTE_FALLBACK
+    if len(rows) >= MIN_ROWS:
+        nothing = truncate_histories(select_users(trial.histories, rows), np.zeros(len(rows), np.int64))
+        found = trial.search(rows, nothing, _combinations(_ALPHAS[:1], _BETAS, trial))
+        gain = _smooth(found.sum(axis=0)[None])[0]
+        beta = _plain(_BETAS[np.flatnonzero(gain >= gain[0] + _ENOUGH * (gain.max() - gain[0]))[-1]])
+    return Bucket(0, 0.0, beta * trial.unit)
+
+
 def _combinations(alphas: Floats, betas: Floats, trial: _Trial) -> Floats:
     """(n_alphas * n_betas, 3): the weights of the text, factor and prior parts."""
     alpha, beta = (grid.ravel() for grid in np.meshgrid(alphas, betas, indexing="ij"))
@@ -255,6 +277,11 @@ def _smooth(surface: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         before, after = (np.take(wide, np.arange(shift, shift + n), axis=axis) for shift in (0, 2))
         smooth = (before + 2 * smooth + after) / 4
     return smooth
+
+
+def _item_features(catalog: Catalog) -> Floats:
+    """Text and the rest side by side, (n_items, text_width + width)."""
+    return catalog.text if catalog.features is None else np.hstack([catalog.text, catalog.features.toarray()])
 
 
 def _sample(train: InteractionLog, test: InteractionLog, seed: int) -> Integers:
