@@ -1,4 +1,4 @@
-"""Why an item was recommended: scores split exactly over what a user liked and wrote, and put into words.
+"""Why an item was recommended: scores split exactly over what a user liked, wrote and told of themselves, in words.
 
 It knows nothing of where histories come from or who reads the words.
 """
@@ -35,13 +35,15 @@ _LONGEST_LABEL = 40
 class Split(NamedTuple):
     """What each thing in one user's history adds to the scores of some items.
 
-    ``item_rows`` (n_history,) are rows of the item space; ``text_labels`` are the user's distinct texts; ``values``
-    (n_history + n_texts, n_targets) float64. A column adds up to the text part and the factors part of its target.
+    ``item_rows`` (n_history,) are rows of the item space; ``text_labels`` are the user's distinct texts;
+    ``attribute_labels`` are their known attributes as one text, or nothing; ``values`` (n_history + n_texts +
+    n_attributes, n_targets) float64. A column adds up to the text part and the factors part of its target.
     """
 
     item_rows: Rows
     text_labels: tuple[str, ...]
     values: Doubles
+    attribute_labels: tuple[str, ...] = ()
 
 
 def split_by_reason(
@@ -56,7 +58,11 @@ def split_by_reason(
     recent, _ = weigh_recency(histories, items, recipe)
     coefficients = text_coefficients(recent, items)
     fixed = items.fixed(recipe.factor_parameters)
-    attributed = attribute_scores(recent.interactions, fixed, list(targets), texts=text_terms(recent, items))
+    terms, features = text_terms(recent, items), histories.features
+    attributed = attribute_scores(
+        recent.interactions, fixed, list(targets), texts=terms, features=features, feature_map=items.user_map
+    )
+    described = _described(histories, items)
     for user, (rows, by_factors) in enumerate(zip(targets, attributed, strict=True)):
         start, end = histories.interactions.indptr[user : user + 2]
         history = histories.interactions.indices[start:end].astype(np.int64)
@@ -68,7 +74,8 @@ def split_by_reason(
         text_values = alpha * text_text + factor_weight * by_factors.texts.T
         labels = [histories.text_labels[text] if histories.text_labels else UNNAMED_TEXT for text in texts]
         distinct, merged = _merge_equal(labels, text_values)
-        yield Split(history, distinct, np.concatenate([item_values, merged]))
+        told = np.tile(factor_weight * by_factors.features, (len(described[user]), 1))
+        yield Split(history, distinct, np.concatenate([item_values, merged, told]), described[user])
 
 
 def name_reasons(
@@ -124,6 +131,13 @@ def reasons_to_json(reasons: Sequence[Because]) -> str:
     return json.dumps(rows, ensure_ascii=False)
 
 
+def _described(histories: Histories, items: ItemSpace) -> list[tuple[str, ...]]:
+    """The attributes of each user that the version knows, in words: one text, or none."""
+    if histories.features is None or items.user_map is None:
+        return [()] * len(histories.user_ids)
+    return [(label,) if label else () for label in items.user_space.describe(histories.features)]
+
+
 def _text_shares(
     coefficients: TextCoefficients,
     user: int,
@@ -164,8 +178,11 @@ def _reason(
 ) -> Because:
     value = float(values[source])
     share = _share(value, score)
-    if source >= len(split.item_rows):
-        return Because("text", split.text_labels[source - len(split.item_rows)], share, contribution=value)
+    n_items, n_texts = len(split.item_rows), len(split.text_labels)
+    if source >= n_items + n_texts:
+        return Because("attributes", split.attribute_labels[source - n_items - n_texts], share, contribution=value)
+    if source >= n_items:
+        return Because("text", split.text_labels[source - n_items], share, contribution=value)
     item_id = item_ids[split.item_rows[source]]
     return Because("item", titles.get(item_id) or item_id, share, item_id, value)
 
@@ -177,6 +194,8 @@ def _share(part: float, score: float) -> float:
 
 def _called(reason: Because) -> str:
     label = shorten(reason.label, _LONGEST_LABEL, placeholder="…")
+    if reason.kind == "attributes":
+        return f"what you told us: {label}"
     return f'your words "{label}"' if reason.kind == "text" else label
 
 

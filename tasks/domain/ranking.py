@@ -80,6 +80,13 @@ def popular_where_empty(queries: Floats, fusion: Fusion) -> tuple[Floats, npt.ND
     return asked, is_empty
 
 
+def only_attributes(queries: Floats, n_history: npt.NDArray[np.int64], text_width: int) -> npt.NDArray[np.bool_]:
+    """(n,) whether a fused query (n, width) was made from attributes alone: the user has neither liked nor written
+    anything, and has factors all the same. ``n_history`` (n,) counts what they liked."""
+    alone: npt.NDArray[np.bool_] = (n_history == 0) & queries[:, text_width:-1].any(axis=1)
+    return alone & ~queries[:, :text_width].any(axis=1)
+
+
 def mean_block_cosine(query: Floats, items: Floats, text_width: int) -> tuple[Floats, Floats]:
     """How alike items are to one item, block by block.
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 Severity = Literal["stop", "warn"]
 EventEffect = Literal["positive", "negative", "rating", "text", "ignored", "retraction"]
-SlateSource = Literal["profile", "text", "liked_items", "popular", "similar_item"]
+SlateSource = Literal["profile", "attributes", "text", "liked_items", "popular", "similar_item"]
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,13 @@ class Hit:
 
 @dataclass(frozen=True)
 class Because:
-    """One reason of a score: a history item, a text of the user, or the rest of them taken together.
+    """One reason of a score: a history item, a text of the user, their attributes, or the rest taken together.
 
     ``contribution`` is what it adds to the score and ``share`` is that over the size of the score; both may be
     negative. Over all reasons of an explained item, contributions add up to ``text_part + factors_part``.
     """
 
-    kind: Literal["item", "text", "rest"]
+    kind: Literal["item", "text", "attributes", "rest"]
     label: str
     share: float
     item_id: str | None = None
