@@ -194,7 +194,7 @@ def _improve(entries: _Entries, m: "Tensor", target: "Tensor", x: "Tensor") -> "
     """``CG_STEPS`` steps of preconditioned conjugate gradients from x, without a word to the host."""
     state = _begin(entries, m, target, x)
     for _ in range(CG_STEPS):
-        state = _step(state, entries, m, state.size > 1e-30)
+        state = _step(state, entries, m, ~(state.size <= 1e-30))
     return state.x
 
 
@@ -213,7 +213,7 @@ def _solve_exactly(entries: _Entries, m: "Tensor", target: "Tensor", x: "Tensor"
     )
     state = _begin(entries, m, target, x)
     for _ in range(EXACT_STEPS):
-        going = (state.size > limit) & (state.size > 1e-30)
+        going = ~((state.size <= limit) | (state.size <= 1e-30))
         n_going = int(going.sum())
         if n_going == 0:
             break
@@ -250,11 +250,11 @@ def _step(state: _State, entries: _Entries, m: "Tensor", going: "Tensor") -> _St
     strength = entries.weights.abs()
     q = entries.add_up(torch.zeros_like(strength), strength, p).addcmul_(m, p)
     curvature = (p * q).sum(dim=1)
-    length = torch.where(going, size / curvature, 0)
-    length = torch.where(going & ~(curvature > 0), math.nan, length)[:, None]
+    failed = going & ~(curvature > 0)
+    length = torch.where(failed, math.nan, torch.where(going, size / curvature, 0))[:, None]
     x, r = torch.addcmul(x, length, p), torch.addcmul(r, length, q, value=-1)
     z = r / m
-    new = torch.where(going, (r * z).sum(dim=1), size)
+    new = torch.where(failed, 0, torch.where(going, (r * z).sum(dim=1), size))
     ratio = torch.where(going, new / size, 0)[:, None]
     return _State(x, r, torch.addcmul(z, ratio, p), new)
 
