@@ -33,7 +33,7 @@ def generate_interactions(n_interactions: int, *, seed: int = 0) -> sparse.csr_m
     """About ``n_interactions`` distinct pairs, (n_users, n_items) CSR float32 of ones, with sorted rows.
 
     Users and items grow in proportion to the interactions. Memory is that of the result and a few numbers for each user
-    and item. A user's draws depend on the seed and the user alone. Raises InputError for fewer than 100.
+    and item. Raises InputError for fewer than 100.
     """
     if n_interactions < 100:
         raise InputError(f"{n_interactions} interactions were to be generated. At least 100 are needed: ask for more.")
