@@ -24,7 +24,7 @@ from tasks.domain.errors import ComputeLostError, InputError, TrainingError
 from tasks.domain.learning import UNLEARNED
 from tasks.domain.parameter_search import ParameterSearch
 from tasks.domain.parameter_space import Space, Values, apply_values, build_space, read_values
-from tasks.domain.ports import Resources
+from tasks.domain.ports import Resources, Warehouse
 from tasks.domain.profiles import Recipe
 from tasks.domain.records import Receipt
 from tasks.domain.tuning import (
@@ -208,19 +208,20 @@ class _Study:
         search = ParameterSearch(self._setup.space, seed=seed)
         for _, trial in sorted(self.trials.items()):
             search.learn(trial.parameters, trial.mean)
-        while self.goes_on():
-            n_before = len(self.trials)
-            try:
-                self._fan_out(search, on_trial)
-            except ComputeLostError as error:
-                if len(self.trials) == n_before:
-                    raise
-                self._give_up(search, str(error))
+        with self._resources.warehouse() as warehouse:
+            while self.goes_on():
+                n_before = len(self.trials)
+                try:
+                    self._fan_out(warehouse, search, on_trial)
+                except ComputeLostError as error:
+                    if len(self.trials) == n_before:
+                        raise
+                    self._give_up(warehouse, search, str(error))
 
-    def _fan_out(self, search: ParameterSearch, on_trial: OnTrial | None) -> None:
+    def _fan_out(self, warehouse: Warehouse, search: ParameterSearch, on_trial: OnTrial | None) -> None:
         with self._resources.compute() as workers:
             for trial in workers.map(run_trial, self._next(search), in_flight=1):
-                self._keep(search, trial)
+                self._keep(warehouse, search, trial)
                 if on_trial is not None:
                     best = best_trial(self.trials.values())
                     mean = None if best is None else best.mean
@@ -251,16 +252,15 @@ class _Study:
                 return origin, chosen
         return None
 
-    def _keep(self, search: ParameterSearch, trial: Trial) -> None:
+    def _keep(self, warehouse: Warehouse, search: ParameterSearch, trial: Trial) -> None:
         if trial.origin == "defaults" and trial.values is None:
             raise TrainingError(
                 f"Tuning could not measure the defaults: {trial.error}. Nothing can be compared with them; correct "
                 "that and run tune_factors again. Trials that ended are kept."
             )
-        setup, stamp = self._setup, self._budget.clock()
-        n_users, split = len(setup.split.users), setup.split.name
-        with self._resources.warehouse() as warehouse:
-            write_trial(warehouse, setup.study, trial, n_users=n_users, split=split, snapshot=setup.snapshot, now=stamp)
+        setup, now = self._setup, self._budget.clock()
+        n_users, split, snapshot = len(setup.split.users), setup.split.name, setup.snapshot
+        write_trial(warehouse, setup.study, trial, n_users=n_users, split=split, snapshot=snapshot, now=now)
         self.trials[trial.number] = trial
         del self._under_way[trial.number]
         if trial.origin == "search":
@@ -268,13 +268,13 @@ class _Study:
         else:
             search.learn(trial.parameters, trial.mean)
 
-    def _give_up(self, search: ParameterSearch, why: str) -> None:
+    def _give_up(self, warehouse: Warehouse, search: ParameterSearch, why: str) -> None:
         """Trials whose workers were lost; one of them may be too large for the workers' memory."""
         for work in list(self._under_way.values()):
             if work.origin == "defaults":
                 del self._under_way[work.number]
             else:
-                self._keep(search, Trial(work.number, work.origin, work.parameters, None, 0.0, why))
+                self._keep(warehouse, search, Trial(work.number, work.origin, work.parameters, None, 0.0, why))
 
 
 def _choose(resources: Resources, study: _Study, now: datetime) -> tuple[int | None, str | None, str]:

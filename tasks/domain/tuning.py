@@ -11,6 +11,7 @@ Later events only push the cuts of both tests later, so a version that is traine
 interactions that its tuning has not seen. It knows nothing of storage, workers or how values are proposed.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -92,9 +93,10 @@ def split_for_tuning(log: InteractionLog, texts: TextLog, *, seed: int) -> Tunin
 
 
 def mean_history(log: InteractionLog) -> float:
-    """Mean sum of the sizes of the weights over the users who have any; 0 without interactions."""
+    """Mean sum of the sizes of the weights over the users who have any, the same in any order of the log; 0 without
+    interactions."""
     n_users = len(np.unique(log.user))
-    return float(np.abs(log.weight).sum(dtype=np.float64)) / n_users if n_users else 0.0
+    return math.fsum(np.abs(log.weight).tolist()) / n_users if n_users else 0.0
 
 
 def measure_recipe(split: Split, catalog: Catalog, recipe: Recipe, *, n_threads: int = 1) -> Floats:

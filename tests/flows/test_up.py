@@ -117,7 +117,8 @@ def test_up_registers_schedules_serves_the_api_and_ends_whole(up, small_world):
 
 def check_deployments(api):
     found = api.post("deployments/filter", json={}).raise_for_status().json()
-    assert sorted(deployment["name"] for deployment in found) == ["backfill", "daily_batch", "maintenance", "nearline"]
+    names = ["backfill", "daily_batch", "maintenance", "nearline", "tune_factors"]
+    assert sorted(deployment["name"] for deployment in found) == names
     for deployment in found:
         assert deployment["description"], deployment["name"]
         assert deployment["concurrency_limit"] == 1 or deployment["global_concurrency_limit"]["limit"] == 1

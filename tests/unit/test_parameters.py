@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.parameters import parse_parameters
+from flows.parameters import pairs_from_options, parse_parameters
 from tasks.domain.errors import InputError
 
 
@@ -36,3 +36,17 @@ def test_a_file_becomes_an_absolute_path(tmp_path, monkeypatch):
 def test_what_cannot_be_understood_is_refused(pairs, message):
     with pytest.raises(InputError, match=message):
         parse_parameters(pairs)
+
+
+def test_options_are_parameters_of_the_same_name():
+    options = ["--minutes", "10", "--max-trials=5", "--force-retrain", "--users", "7", "--users", "8", "--flag"]
+    pairs = pairs_from_options(options)
+    assert pairs == ["minutes=10", "max_trials=5", "force_retrain=true", "users=7", "users=8", "flag=true"]
+    assert parse_parameters(pairs)["users"] == ["7", "8"]
+    assert pairs_from_options([]) == []
+
+
+@pytest.mark.parametrize("options", [["10"], ["--minutes", "10", "20"], ["-x"]])
+def test_a_value_without_a_name_is_refused(options):
+    with pytest.raises(InputError, match="belongs to no parameter"):
+        pairs_from_options(options)
