@@ -13,21 +13,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from infra.torch_blocks import Entries, PlacedSide, place_side
 from tasks.domain.errors import SettingsError, TrainingError
 from tasks.domain.half_steps import CG_STEPS, EXACT_STEPS, EXACT_TOLERANCE, Basis, Floats, Side, rotated_map
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-Integers = npt.NDArray[np.int64]
-_BLOCK_CELLS = {"cpu": 2**22, "cuda": 2**26}
-_FREE_SHARE = 1 / 32
-_SIMILAR = 0.75
-_ROW_CELLS = 8
-_PIECE = 1024
 _GRAM_ROWS = 2048
 _ROTATED_ROWS = 65_536
 
@@ -54,15 +47,15 @@ class TorchSolver:
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self._placed: dict[tuple[int, int], _Placed] = {}
+        self._placed: dict[tuple[int, int], PlacedSide] = {}
 
     def __call__(
         self, side: Side, fixed: Floats, rows: Floats, feature_map: Floats | None, *, exact: bool = False
     ) -> Basis:
-        """As ``RowSolver`` says."""
+        """As ``RowSolver`` says. Raises SettingsError if the device's memory is too small."""
         import torch
 
-        with torch.inference_mode(), _full_precision():
+        with torch.inference_mode(), _full_precision(), _enough_memory(self._device):
             fixed_here, rows_here = (torch.from_numpy(part).to(self._device) for part in (fixed, rows))
             placed = self._place(side, fixed.shape[1])
             weight = torch.from_numpy(side.column_weight).to(self._device)
@@ -82,87 +75,17 @@ class TorchSolver:
             )
         return basis
 
-    def _place(self, side: Side, n_factors: int) -> "_Placed":
+    def _place(self, side: Side, n_factors: int) -> PlacedSide:
         key = id(side), n_factors
         if key not in self._placed:
-            self._placed[key] = _place(side, _room(self._device) // n_factors, self._device)
+            self._placed[key] = place_side(side, n_factors, self._device)
             weakref.finalize(side, self._placed.pop, key, None)
         return self._placed[key]
 
 
-def plan_blocks(lengths: Integers, n_cells: int) -> list[slice]:
-    """Runs of rows of about equal length; ``lengths`` descend. A run, padded to its longest row, has at most
-    ``n_cells`` entries (with some for each row's own vectors), or one row."""
-    blocks, start = [], 0
-    while start < len(lengths):
-        similar = int(np.searchsorted(-lengths, -_SIMILAR * lengths[start], side="right"))
-        room = max(1, n_cells // (int(lengths[start]) + _ROW_CELLS))
-        blocks.append(slice(start, min(similar, start + room)))
-        start = blocks[-1].stop
-    return blocks
-
-
-class _Block(NamedTuple):
-    """Rows (n,) with their columns and signed weights (n, n_pieces, length); what is padded weighs 0."""
-
-    rows: "Tensor"
-    columns: "Tensor"
-    weights: "Tensor"
-
-
-class _Placed(NamedTuple):
-    """A side on the device. ``features`` are there if they are dense; ``room`` is the number of entries at once."""
-
-    blocks: list[_Block]
-    unobserved: "Tensor"
-    penalty: "Tensor"
-    features: "Tensor | None"
-    pull: "Tensor | None"
-    room: int
-
-
-class _Entries:
-    """Entries of some rows and the fixed factors of their columns, which are kept if they all have room."""
-
-    def __init__(self, fixed: "Tensor", columns: "Tensor", weights: "Tensor", dtype: "torch.dtype", room: int) -> None:
-        self._fixed, self._columns, self._dtype, self._room = fixed, columns, dtype, room
-        self.weights = weights.to(dtype)
-        n_rows, n_pieces, length = columns.shape
-        step = max(1, room // max(1, n_rows * length))
-        self._parts = [slice(start, start + step) for start in range(0, n_pieces, step)]
-        self._kept = self._gather(self._parts[0]) if len(self._parts) == 1 else None
-
-    def add_up(self, shift: "Tensor", scale: "Tensor | None" = None, x: "Tensor | None" = None) -> "Tensor":
-        """``sum f (shift + scale <f, x>)`` over the entries of each row: (n_rows, d)."""
-        import torch
-
-        n_rows, d = len(self._columns), self._fixed.shape[1]
-        total = self._fixed.new_zeros((n_rows, d), dtype=self._dtype)
-        for part in self._parts:
-            factors = self._gather(part) if self._kept is None else self._kept
-            n_pieces, length = shift[:, part].shape[1:]
-            share = shift[:, part]
-            if scale is not None and x is not None:
-                each = x[:, None].expand(n_rows, n_pieces, d).reshape(n_rows * n_pieces, d, 1)
-                inner = torch.bmm(factors, each).view(n_rows, n_pieces, length)
-                share = torch.addcmul(share, scale[:, part], inner)
-            summed = torch.bmm(share.reshape(n_rows * n_pieces, 1, length), factors)
-            total += summed.view(n_rows, n_pieces, d).sum(dim=1)
-        return total
-
-    def select(self, rows: "Tensor") -> "_Entries":
-        """The entries of some of the rows."""
-        return _Entries(self._fixed, self._columns[rows], self.weights[rows], self._dtype, self._room)
-
-    def _gather(self, part: slice) -> "Tensor":
-        columns = self._columns[:, part]
-        gathered = self._fixed.index_select(0, columns.reshape(-1)).to(self._dtype)
-        return gathered.view(columns.shape[0] * columns.shape[1], columns.shape[2], self._fixed.shape[1])
-
-
 def _solve_rows(
     side: Side,
-    placed: _Placed,
+    placed: PlacedSide,
     fixed: "Tensor",
     spectrum: "Tensor",
     rows: "Tensor",
@@ -176,7 +99,7 @@ def _solve_rows(
     here = None if feature_map is None else torch.from_numpy(feature_map).to(rows.device)
     n_open = 0
     for block in placed.blocks:
-        entries = _Entries(fixed, block.columns, block.weights, precise.dtype, placed.room)
+        entries = Entries(fixed, block.columns, block.weights, precise.dtype, placed.room)
         some = block.rows
         m = torch.outer(placed.unobserved[some].to(precise.dtype), precise) + placed.penalty[some, None]
         target = _target(side, placed, some, feature_map, here).to(precise.dtype)
@@ -190,7 +113,7 @@ def _solve_rows(
     return n_open
 
 
-def _improve(entries: _Entries, m: "Tensor", target: "Tensor", x: "Tensor") -> "Tensor":
+def _improve(entries: Entries, m: "Tensor", target: "Tensor", x: "Tensor") -> "Tensor":
     """``CG_STEPS`` steps of preconditioned conjugate gradients from x, without a word to the host."""
     state = _begin(entries, m, target, x)
     for _ in range(CG_STEPS):
@@ -198,19 +121,15 @@ def _improve(entries: _Entries, m: "Tensor", target: "Tensor", x: "Tensor") -> "
     return state.x
 
 
-def _solve_exactly(entries: _Entries, m: "Tensor", target: "Tensor", x: "Tensor") -> "tuple[Tensor, int]":
+def _solve_exactly(entries: Entries, m: "Tensor", target: "Tensor", x: "Tensor") -> "tuple[Tensor, int]":
     """Steps until nothing is left, and the number of rows with which that failed. When half of the rows are done, the
     others go on alone."""
     import torch
 
     right = entries.add_up(entries.weights.clamp(min=0)) + target
     limits = EXACT_TOLERANCE * (right * right / m).sum(dim=1)
-    solved, left, place, limit = (
-        torch.empty_like(x),
-        torch.empty_like(limits),
-        torch.arange(len(x)).to(x.device),
-        limits,
-    )
+    solved, left = torch.empty_like(x), torch.empty_like(limits)
+    place, limit = torch.arange(len(x), device=x.device), limits
     state = _begin(entries, m, target, x)
     for _ in range(EXACT_STEPS):
         going = ~((state.size <= limit) | (state.size <= 1e-30))
@@ -236,13 +155,13 @@ class _State(NamedTuple):
     size: "Tensor"
 
 
-def _begin(entries: _Entries, m: "Tensor", target: "Tensor", x: "Tensor") -> _State:
+def _begin(entries: Entries, m: "Tensor", target: "Tensor", x: "Tensor") -> _State:
     r = entries.add_up(entries.weights.clamp(min=0), -entries.weights.abs(), x) + target - m * x
     p = r / m
     return _State(x, r, p, (r * p).sum(dim=1))
 
 
-def _step(state: _State, entries: _Entries, m: "Tensor", going: "Tensor") -> _State:
+def _step(state: _State, entries: Entries, m: "Tensor", going: "Tensor") -> _State:
     """One step of the rows that are ``going``; one whose matrix is not positive definite gets NaN."""
     import torch
 
@@ -259,7 +178,9 @@ def _step(state: _State, entries: _Entries, m: "Tensor", going: "Tensor") -> _St
     return _State(x, r, torch.addcmul(z, ratio, p), new)
 
 
-def _target(side: Side, placed: _Placed, rows: "Tensor", feature_map: Floats | None, here: "Tensor | None") -> "Tensor":
+def _target(
+    side: Side, placed: PlacedSide, rows: "Tensor", feature_map: Floats | None, here: "Tensor | None"
+) -> "Tensor":
     """What rows are pulled toward, times its strength; one zero for nothing. Sparse features are the host's work."""
     import torch
 
@@ -298,53 +219,6 @@ def _rotate(factors: "Tensor", rotation: "Tensor") -> None:
         factors[start : start + _ROTATED_ROWS] = factors[start : start + _ROTATED_ROWS] @ rotation
 
 
-def _place(side: Side, room: int, device: str) -> _Placed:
-    import torch
-
-    def there(values: Floats) -> "Tensor":
-        return torch.from_numpy(np.ascontiguousarray(values)).to(device)
-
-    lengths = np.diff(side.interactions.indptr).astype(np.int64)
-    order = np.argsort(-lengths, kind="stable")
-    blocks = [_block(side, order[some], lengths, device) for some in plan_blocks(lengths[order], room)]
-    dense = side.features if isinstance(side.features, np.ndarray) else None
-    return _Placed(
-        blocks,
-        there(side.unobserved),
-        there(side.penalty),
-        None if dense is None else there(dense),
-        None if side.pull is None else there(side.pull),
-        room,
-    )
-
-
-def _block(side: Side, rows: Integers, lengths: Integers, device: str) -> _Block:
-    import torch
-
-    entries, longest = side.interactions, int(lengths[rows[0]])
-    n_pieces = max(1, -(-longest // _PIECE))
-    at = np.arange(n_pieces * -(-longest // n_pieces))
-    inside = at < lengths[rows, None]
-    place = np.where(inside, entries.indptr[rows].astype(np.int64)[:, None] + at, 0)
-    shape = len(rows), n_pieces, len(at) // n_pieces
-    columns = np.where(inside, entries.indices[place], 0).astype(np.int32).reshape(shape)
-    weights = np.where(inside, entries.data[place], 0).astype(np.float32).reshape(shape)
-    return _Block(*(torch.from_numpy(part).to(device) for part in (rows, columns, weights)))
-
-
-def _room(device: str) -> int:
-    """Numbers that a block may have: a fixed number, so that it changes no result, unless memory is short."""
-    import torch
-
-    cells = _BLOCK_CELLS["cuda" if device.startswith("cuda") else "cpu"]
-    if device.startswith("cuda"):
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + unused
-        while cells > _FREE_SHARE * free:
-            cells //= 2
-    return cells
-
-
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """Matrix products in true float32: neither TF32 nor bf16, whatever was set before."""
@@ -356,3 +230,17 @@ def _full_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _enough_memory(device: str) -> Iterator[None]:
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise SettingsError(
+            f"The factors do not fit into the memory of {device} ({error}). It must hold the interactions and the"
+            " factors of users and items: lower NEARLINE_FACTORS__N_FACTORS, end other programs on it, or fit by"
+            " threads or workers (NEARLINE_COMPUTE__FACTOR_SOLVER)."
+        ) from error

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-import infra.torch_factors as torch_factors
+import infra.torch_blocks as torch_blocks
 import tasks.distributed_factors as distributed_factors
 from infra.dask_runner import open_compute
 from infra.resources import LocalResources
 from infra.settings import ComputeSettings, load_settings
-from infra.torch_factors import TorchSolver, plan_blocks
+from infra.torch_blocks import plan_blocks
+from infra.torch_factors import TorchSolver
 from tasks.distributed_factors import DistributedSolver, RowBlock, open_distributed_solver, solve_block
 from tasks.domain.errors import SettingsError, TerminalError, TrainingError
 from tasks.domain.factors import FactorParameters, fit_factors, user_side
@@ -56,8 +57,8 @@ def two_workers():
 def _small_blocks(monkeypatch):
     """Several blocks for a worker, and for torch several blocks, pieces, and rows that do not fit in one block."""
     monkeypatch.setattr(distributed_factors, "_LEAST_WORK", 8000)
-    monkeypatch.setattr(torch_factors, "_PIECE", 32)
-    monkeypatch.setitem(torch_factors._BLOCK_CELLS, "cpu", 2**10)
+    monkeypatch.setattr(torch_blocks, "PIECE", 32)
+    monkeypatch.setitem(torch_blocks.BLOCK_CELLS, "cpu", 2**10)
 
 
 @pytest.fixture(params=SOLVERS)
