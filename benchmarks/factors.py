@@ -6,8 +6,11 @@
 Files are Parquet with integer columns ``user`` and ``item``. Each test user's training items are masked, all other
 items are ranked; Recall@20 is the hits over the number of test items, NDCG@20 is binary, both are means over all test
 users. Parameters are those for ids alone, and the number of sweeps the best one for a held-out tenth of the training
-part; with ``--minutes`` all are tuned on that tenth, in that time with the last fit. Trials go to standard error. The
-last line printed is one JSON object.
+part; with ``--minutes`` all are tuned on that tenth, in that time with the last fit. Trials go to standard error.
+
+``fit_seconds`` are those of the last fit, without what chose its parameters. ``fit_mb`` is how far resident memory grew
+in it, ``growth_ratio`` that over the size of all factors and the interactions, and ``memory_ratio`` the same with the
+interactions as given, which were there before, added to what grew. The last line printed is one JSON object.
 """
 
 import argparse
@@ -94,6 +97,7 @@ def measure(data: InteractionData, n_factors: int, deadline: float | None, n_thr
         "peak_mb": round(peak_bytes() / MB, 1),
         "fit_mb": round(memory.mb, 1),
         "factors_and_interactions_mb": round(factors_mb + interactions_mb, 1),
+        "growth_ratio": round(memory.mb / (factors_mb + interactions_mb), 3),
         "memory_ratio": round((memory.mb + interactions_mb) / (factors_mb + interactions_mb), 3),
         "threads": n_threads,
         "machine": machine,

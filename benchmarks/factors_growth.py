@@ -43,8 +43,9 @@ FOLDED = 10_000
 
 @dataclass(frozen=True)
 class Case:
-    """One fit. ``memory_ratio`` is the growth and the interactions over the factors and the interactions; ``fold_in``
-    solves up to 10,000 users from their whole histories; ``digest`` is of the factors."""
+    """One fit. ``growth_ratio`` is how far memory grew over the size of the factors and the interactions;
+    ``memory_ratio`` counts the interactions as given, which were there before, to what grew. ``fold_in`` solves up to
+    10,000 users from their whole histories; ``digest`` is of the factors."""
 
     n_interactions: int
     n_users: int
@@ -57,6 +58,7 @@ class Case:
     users_folded_per_second: float
     fit_mb: float
     factors_and_interactions_mb: float
+    growth_ratio: float
     memory_ratio: float
     peak_mb: float
     digest: str
@@ -132,6 +134,7 @@ def run_case(n_interactions: int, n_factors: int, n_threads: int) -> Case:
         users_folded_per_second=round(some.shape[0] / fold_in_seconds, 1),
         fit_mb=round(memory.mb, 1),
         factors_and_interactions_mb=round(factors_mb + interactions_mb, 1),
+        growth_ratio=round(memory.mb / (factors_mb + interactions_mb), 3),
         memory_ratio=round((memory.mb + interactions_mb) / (factors_mb + interactions_mb), 3),
         peak_mb=round(peak_bytes() / MB, 1),
         digest=hashlib.sha256(model.users.tobytes() + model.items.tobytes()).hexdigest()[:16],
