@@ -12,6 +12,7 @@ import tasks.tune
 from flows.daily_batch import daily_batch
 from flows.tune_factors import tune_factors
 from tasks.domain.errors import GateError
+from tasks.domain.metrics import Interval
 from tasks.domain.records import CheckResult
 from tasks.domain.tuning import best_trial
 from tasks.progress import watch_stages
@@ -39,8 +40,8 @@ def watched():
 
 @pytest.fixture
 def easy_choice(monkeypatch):
-    """The best proposal is chosen, however small the difference to the defaults."""
-    monkeypatch.setattr(tasks.tune, "is_better", lambda difference: True)
+    """The best proposal is chosen, whatever the difference to the defaults."""
+    monkeypatch.setattr(tasks.tune, "compare_trials", lambda trial, other: Interval(0.02, 0.01, 0.03))
     searched = lambda trials: best_trial([t for t in trials if t.origin == "search"])  # noqa: E731
     monkeypatch.setattr(tasks.tune, "best_trial", searched)
 
