@@ -20,7 +20,7 @@ from infra.resources import build_resources
 from tasks.domain.evaluation import evaluate_split, summarize_split
 from tasks.domain.factors import FactorParameters, fold_in
 from tasks.domain.histories import InteractionLog, TextLog, build_histories
-from tasks.domain.learning import UNLEARNED, Catalog, fit_items, learn_fusion
+from tasks.domain.learning import UNLEARNED, Catalog, fit_items, learn_recipe
 from tasks.domain.metrics import mean_interval, rank_users
 from tasks.domain.profiles import Recipe, weigh_recency
 from tasks.domain.splits import SPLITS, Split, split_user_tail
@@ -88,7 +88,7 @@ def cold_items(log: InteractionLog, catalog: Catalog, draft: Recipe, n_threads: 
     known = np.unique(warm.item[warm.weight > 0])
     for name, prior in (("text prior", 1.0), ("what the text predicts", 1.0), ("ridge afterwards", 0.0)):
         parameters = replace(draft.factor_parameters, text_prior=prior)
-        items = fit_items(warm, catalog, parameters, n_threads=n_threads)
+        items = fit_items(warm, catalog, parameters, n_threads=n_threads).items
         factors = {
             "text prior": items.factors,
             "what the text predicts": catalog.text @ items.text_map,
@@ -96,7 +96,7 @@ def cold_items(log: InteractionLog, catalog: Catalog, draft: Recipe, n_threads: 
         }[name]
         histories = build_histories(warm, _no_texts(catalog), [""] * log.n_users)
         recent, _ = weigh_recency(histories, items, draft)
-        users = fold_in(recent.interactions, items.factors, parameters, n_threads=n_threads)
+        users = fold_in(recent.interactions, items.fixed(parameters), n_threads=n_threads)
         scores = users @ factors.T
         yield name, _interval(rank_users(scores, blocked, relevant).ndcg_at_10)
         level = f"{scores[:, is_cold].mean():.4f} against {(users @ items.factors[known].T).mean():.4f}"
@@ -111,13 +111,14 @@ def test_parts(inputs: TrainingInputs, draft: Recipe, n_threads: int) -> Iterato
     """Every policy on both test parts, with the weights that were learned before them."""
     for name, cut in SPLITS.items():
         split, started = cut(inputs.log, inputs.texts), time.perf_counter()
-        fusion = learn_fusion(split.train, split.texts, inputs.catalog, draft, n_threads=n_threads)
+        recipe = learn_recipe(split.train, split.texts, inputs.catalog, draft, n_threads=n_threads).recipe
+        fusion = recipe.fusion
         yield f"{name}: seconds to learn", f"{time.perf_counter() - started:.1f}"
         buckets = ", ".join(f"{b.min_history}+: {b.alpha:g} / {b.beta:.3f}" for b in fusion.buckets)
         yield f"{name}: scale {fusion.scale:.2f}; alpha / beta by bucket", buckets
         yield f"{name}: text request", f"{fusion.text_request.alpha:g} / {fusion.text_request.beta:.3f}"
         started = time.perf_counter()
-        result = evaluate_split(split, inputs.catalog, replace(draft, fusion=fusion), n_threads=n_threads)
+        result = evaluate_split(split, inputs.catalog, recipe, n_threads=n_threads)
         yield f"{name}: seconds to evaluate", f"{time.perf_counter() - started:.1f}"
         for row in summarize_split(name, result) if result else ():
             if row.segment == "all":

@@ -42,13 +42,18 @@ class LocalResources:
         """Parameters of the factor model: the engine's defaults where the settings are empty."""
         from tasks.domain.factors import FactorParameters
 
-        return FactorParameters(**self.settings.factors.model_dump(exclude_none=True))
+        return FactorParameters(**self.settings.factors.model_dump(exclude_none=True, exclude={"warm_start"}))
+
+    @property
+    def warm_start(self) -> bool:
+        """Whether the last fit goes on from the serving version."""
+        return self.settings.factors.warm_start
 
     @property
     def fixed_parameters(self) -> frozenset[str]:
         """Parameters that the settings name: of the factor model, the half-life, and weights of event types."""
         own = {"interaction_half_life_days"} & self.settings.model_fields_set
-        factors = self.settings.factors.model_dump(exclude_unset=True, exclude_none=True)
+        factors = self.settings.factors.model_dump(exclude_unset=True, exclude_none=True, exclude={"warm_start"})
         weights = {
             f"event_types.{name}.weight"
             for name, section in self.settings.event_types.items()

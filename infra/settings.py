@@ -105,6 +105,9 @@ class FactorSettings(_Section):
     """Passes over users and items. Empty: the default of the engine."""
     seed: int = 0
     """Seed of the start values."""
+    warm_start: bool = True
+    """Whether the last fit of a night goes on from the factors of the serving version, in a few sweeps, where the
+    parameters are the same. Measured fits, which see only a part of the events, always start anew."""
 
 
 class GateSettings(_Section):

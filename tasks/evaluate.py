@@ -5,7 +5,6 @@ It knows nothing of how gates end a flow.
 
 import json
 import logging
-from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from tasks.domain.evaluation import (
     summarize_split,
 )
 from tasks.domain.half_steps import RowSolver
-from tasks.domain.learning import learn_fusion
+from tasks.domain.learning import learn_recipe
 from tasks.domain.ports import Resources, Transaction, Warehouse
 from tasks.domain.records import CheckResult, Severity
 from tasks.domain.splits import SPLITS, SplitName
@@ -125,8 +124,8 @@ def _evaluate(
     split = SPLITS[name](inputs.log, inputs.texts)
     recipe = model.recipe
     if name != "user_tail":
-        fusion = learn_fusion(split.train, split.texts, inputs.catalog, recipe, solver=solver, n_threads=n_threads)
-        recipe = replace(recipe, fusion=fusion)
+        known = split.train, split.texts, inputs.catalog
+        recipe = learn_recipe(*known, recipe, solver=solver, n_threads=n_threads).recipe
     return evaluate_split(split, inputs.catalog, recipe, solver=solver, n_threads=n_threads)
 
 

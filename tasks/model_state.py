@@ -1,7 +1,7 @@
 """Loads a model version and histories from the warehouse. It knows nothing of Prefect, the index or the encoder."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.domain.errors import NotFoundError
+from tasks.domain.features import Attributes, FeatureSpace, parse_attributes
 from tasks.domain.histories import InteractionLog, TextLog, build_histories
 from tasks.domain.ports import Warehouse
 from tasks.domain.profiles import Histories, ItemSpace, Profiles, Recipe
@@ -22,7 +23,8 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One row of ``model_versions``, with what is needed to serve it. ``text_map`` is (text_width, n_factors)."""
+    """One row of ``model_versions``, with what is needed to serve it. ``text_map`` is (text_width, n_factors), and
+    ``user_map``, from the columns of ``user_space``, (width, n_factors); None where the version knows no attributes."""
 
     version: str
     state: str
@@ -33,6 +35,8 @@ class ModelVersion:
     training_snapshot: int
     recipe: Recipe
     text_map: Floats
+    user_map: Floats | None
+    user_space: FeatureSpace
 
 
 def load_version(warehouse: Warehouse, version: str) -> ModelVersion:
@@ -47,6 +51,7 @@ def load_version(warehouse: Warehouse, version: str) -> ModelVersion:
     row = rows[0]
     shape = (row["text_width"], row["n_factors"])
     text_map = np.zeros(shape) if row["text_map"] is None else np.array(row["text_map"]).reshape(shape)
+    user_map = None if row.get("user_map") is None else np.array(row["user_map"], np.float32)
     return ModelVersion(
         version=version,
         state=row["state"],
@@ -57,6 +62,8 @@ def load_version(warehouse: Warehouse, version: str) -> ModelVersion:
         training_snapshot=row["training_snapshot"],
         recipe=Recipe.from_json(row["recipe"], row["fusion"]),
         text_map=text_map.astype(np.float32),
+        user_map=None if user_map is None else user_map.reshape(-1, row["n_factors"]),
+        user_space=FeatureSpace.from_json(row.get("user_features")),
     )
 
 
@@ -73,15 +80,23 @@ def load_item_space(warehouse: Warehouse, version: str) -> ItemSpace:
         factors=matrix_from_lists(rows["factors"], model.n_factors),
         prior=rows["prior"].to_numpy().astype(np.float32),
         text_map=model.text_map,
-        n_likes=rows["n_interactions"].to_numpy(),
+        exposure=rows["exposure"].to_numpy().astype(np.float32),
+        user_map=model.user_map,
+        user_space=model.user_space,
     )
 
 
 class HistoryRows(NamedTuple):
-    """What users did up to one snapshot, as tables: ``fct_interactions`` and ``int_user_texts``."""
+    """What users did and told of themselves up to one snapshot, as tables: ``fct_interactions``, ``int_user_texts``
+    and ``stg_users``."""
 
     interactions: pa.Table
     texts: pa.Table
+    users: pa.Table
+
+    def known_users(self) -> list[str]:
+        """Everyone who did or told something, by id."""
+        return sorted({user_id for table in self for user_id in table["user_id"].to_pylist()})
 
 
 def load_history_rows(
@@ -91,7 +106,7 @@ def load_history_rows(
     snapshot: int,
     user_ids: Sequence[str] | None = None,
 ) -> HistoryRows:
-    """Run the SQL models over ``raw_events`` AT ``snapshot``, for the given (or all) users.
+    """Run the SQL models over ``raw_events`` and ``raw_users`` AT ``snapshot``, for the given (or all) users.
 
     Batch and refresh share this: only the rows that go in differ. A user's rows come with every other row of the same
     events, so that a correction or a retraction acts however it was sent.
@@ -101,16 +116,20 @@ def load_history_rows(
             shadows: dict[str, pa.Table] = {}
         else:
             wanted = pa.table({"user_id": pa.array(sorted(set(user_ids)), pa.string())})
-            shadows = {"raw_events": past.read(query_sql("raw_events_of_users"), shadows={"wanted_users": wanted})}
+            shadows = {
+                table: past.read(query_sql(f"{table}_of_users"), shadows={"wanted_users": wanted})
+                for table in ("raw_events", "raw_users")
+            }
         shadows["event_types"] = event_type_rows(event_types)
         shadows["stg_events"] = past.read(model_sql("stg_events"), shadows=shadows)
         parameters = {"half_life_days": half_life_days}
         interactions = past.read(model_sql("fct_interactions"), parameters, shadows)
         texts = past.read(model_sql("int_user_texts"), shadows=shadows)
+        found = HistoryRows(interactions, texts, past.read(model_sql("stg_users"), shadows=shadows))
     if user_ids is not None:
         chosen = pa.array(sorted(set(user_ids)), pa.string())
-        interactions, texts = (_only_users(table, chosen) for table in (interactions, texts))
-    return HistoryRows(interactions, texts)
+        found = HistoryRows(*(_only_users(table, chosen) for table in found))
+    return found
 
 
 def load_histories(
@@ -123,16 +142,17 @@ def load_histories(
     """Histories of the given (or all) users from ``raw_events`` AT ``snapshot``, through the same SQL as the batch.
 
     Event types and half-life are those that the version was trained with. Returns the histories, in the order of
-    ``user_ids`` (all users: everyone with an event, by id), with the number of user texts that have no embedding yet
-    (they are left out). Interactions with items that the version does not know are left out.
+    ``user_ids`` (all users: everyone of whom anything is known, by id), with the number of user texts that have no
+    embedding yet (they are left out). Interactions with items that the version does not know are left out.
     """
     recipe = version.recipe
     rows = load_history_rows(warehouse, recipe.event_types, recipe.interaction_half_life_days, snapshot, user_ids)
     embeddings = load_text_embeddings(warehouse, rows.texts["content_hash"], version.encoder_id, version.text_width)
     if user_ids is None:
-        seen = set(rows.interactions["user_id"].to_pylist()) | set(rows.texts["user_id"].to_pylist())
-        user_ids = sorted(seen)
+        user_ids = rows.known_users()
     log, texts, n_missing = encode_rows(rows, items.item_ids, user_ids, embeddings, version.text_width)
+    if version.user_map is not None:
+        log = replace(log, user_features=version.user_space.encode(attributes_of(rows, user_ids)))
     return build_histories(log, texts, user_ids), n_missing
 
 
@@ -155,6 +175,12 @@ def encode_rows(
     log = InteractionLog(user, item, weight, last_at, len(user_ids), len(item_ids)).select(known)
     texts, n_missing = _encode_texts(rows.texts, user_ids, embeddings, text_width)
     return log, texts, n_missing
+
+
+def attributes_of(rows: HistoryRows, user_ids: Sequence[str]) -> list[Attributes]:
+    """What each of the users told of themselves, in the order of ``user_ids``."""
+    told = dict(zip(rows.users["user_id"].to_pylist(), rows.users["attributes"].to_pylist(), strict=True))
+    return [parse_attributes(told.get(user_id)) for user_id in user_ids]
 
 
 def load_profiles(warehouse: Warehouse, version: str, user_ids: Sequence[str] | None = None) -> Profiles:

@@ -5,20 +5,25 @@ All reads of a training happen at one snapshot. It knows nothing of evaluation, 
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from tasks.domain.factors import Sweep
 from tasks.domain.histories import build_histories
-from tasks.domain.learning import UNLEARNED, fit_items, learn_fusion
+from tasks.domain.learning import UNLEARNED, fit_items, learn_recipe
 from tasks.domain.ports import Resources, Transaction, Warehouse
 from tasks.domain.profiles import ItemSpace, Profiles, Recipe, compute_profiles
 from tasks.domain.records import Receipt
 from tasks.domain.splits import split_user_tail
-from tasks.domain.vectors import lists_from_matrix
-from tasks.model_state import load_version
+from tasks.domain.vectors import lists_from_matrix, matrix_from_lists
+from tasks.model_state import ModelVersion, load_version
+from tasks.progress import StageEvent, tell
 from tasks.refresh import profile_rows
 from tasks.training_inputs import (
     FactorChoice,
@@ -31,6 +36,8 @@ from tasks.training_inputs import (
 )
 from warehouse.catalog import query_sql
 
+WARM_SWEEPS = 2
+"""Sweeps of a fit that goes on from the serving version: ``docs/benchmarks.md``."""
 logger = logging.getLogger(__name__)
 
 
@@ -80,36 +87,57 @@ def learn_version(resources: Resources, plan: VersionPlan, *, now: datetime) -> 
     with resources.warehouse() as warehouse, fixed_threads() as n_threads, resources.factor_solver(n_threads) as solver:
         inputs = load_inputs(warehouse, draft, plan.snapshot, encoder.encoder_id, encoder.width)
         split = split_user_tail(inputs.log, inputs.texts)
-        fusion = learn_fusion(split.train, split.texts, inputs.catalog, draft, solver=solver, n_threads=n_threads)
-        row = _version_row(plan, inputs, replace(draft, fusion=fusion), encoder.encoder_id, now)
-        warehouse.commit(lambda transaction: transaction.replace("model_versions", row, {"version": plan.version}))
+        known = split.train, split.texts, inputs.catalog
+        told = _tell_sweeps("learn_version", draft.factor_parameters.n_sweeps)
+        recipe, sweeps = learn_recipe(*known, draft, on_sweep=told, solver=solver, n_threads=n_threads)
+        row = _version_row(plan, inputs, recipe, encoder.encoder_id, now)
+
+        def write(transaction: Transaction) -> None:
+            transaction.replace("model_versions", row, {"version": plan.version})
+            transaction.replace("factor_sweeps", *_sweep_rows(plan.version, "learn", sweeps, None))
+
+        warehouse.commit(write)
     seconds = time.perf_counter() - started
-    n_in, n_buckets = len(inputs.log.user), len(fusion.buckets)
+    n_in, n_buckets = len(inputs.log.user), len(recipe.fusion.buckets)
     logger.info("learn_version version=%s interactions=%d seconds=%.2f", plan.version, n_in, seconds)
-    return Receipt("learn", n_in, n_buckets, "model_versions", seconds, plan.version, note=_missing_note(inputs))
+    note = _notes(f"{recipe.factor_parameters.n_sweeps} sweeps are best", _missing_note(inputs))
+    return Receipt("learn", n_in, n_buckets, "model_versions, factor_sweeps", seconds, plan.version, note=note)
 
 
 def refit_version(resources: Resources, plan: VersionPlan, *, now: datetime) -> Receipt:
     """Fit on everything with the learned weights frozen, and write items, users, profiles and watermark in one commit.
 
     Every user has a profile, also those without events. The watermark is the training snapshot: nearline goes on from
-    there. Running it again replaces the rows. Raises NotFoundError if the version was not learned, TrainingError if the
-    fit diverges; nothing is written then.
+    there. Where the serving version has the same parameters, the fit goes on from its items, with ``WARM_SWEEPS``.
+    Running it again replaces the rows. Raises NotFoundError if the version was not learned, TrainingError if the fit
+    diverges; nothing is written then.
     """
     started = time.perf_counter()
     with resources.warehouse() as warehouse, fixed_threads() as n_threads, resources.factor_solver(n_threads) as solver:
         model = load_version(warehouse, plan.version)
         inputs = load_inputs(warehouse, model.recipe, plan.snapshot, model.encoder_id, model.text_width)
         parameters = model.recipe.factor_parameters
-        items = fit_items(inputs.log, inputs.catalog, parameters, solver=solver, n_threads=n_threads)
+        warm = _warm_start(warehouse, plan.version, model, inputs) if resources.warm_start else None
+        if warm is not None:
+            parameters = replace(parameters, n_sweeps=min(parameters.n_sweeps, WARM_SWEEPS))
+        items, sweeps = fit_items(
+            inputs.log,
+            inputs.catalog,
+            parameters,
+            start=warm.items if warm else None,
+            on_sweep=_tell_sweeps("refit_version", parameters.n_sweeps),
+            solver=solver,
+            n_threads=n_threads,
+        )
         histories = build_histories(inputs.log, inputs.texts, inputs.user_ids)
         profiles = compute_profiles(histories, items, model.recipe, n_threads=n_threads)
-        _write_fit(warehouse, plan, inputs, items, profiles, now)
+        sweep_rows = _sweep_rows(plan.version, "refit", sweeps, warm.version if warm else None)
+        _write_fit(warehouse, plan, inputs, items, profiles, sweep_rows, now)
     seconds = time.perf_counter() - started
     n_items, n_users = len(items.item_ids), len(profiles.user_ids)
     logger.info("refit_version version=%s items=%d users=%d seconds=%.2f", plan.version, n_items, n_users, seconds)
-    location = "item_factors, user_factors, user_profiles, watermarks"
-    note = _missing_note(inputs)
+    location = "item_factors, user_factors, user_profiles, factor_sweeps, watermarks"
+    note = _notes(f"{len(sweeps)} sweeps from {warm.version}" if warm else "", _missing_note(inputs))
     return Receipt("refit", len(inputs.log.user), n_items + n_users, location, seconds, plan.version, note=note)
 
 
@@ -119,6 +147,7 @@ def _write_fit(
     inputs: TrainingInputs,
     items: ItemSpace,
     profiles: Profiles,
+    sweep_rows: tuple[pa.Table, dict[str, str]],
     now: datetime,
 ) -> None:
     mine = {"version": plan.version}
@@ -126,14 +155,19 @@ def _write_fit(
     profile_table = profile_rows(profiles, plan.version, plan.snapshot, now)
     stamp = pa.array([now], pa.timestamp("us", tz="UTC"))
     watermark = pa.table({"version": [plan.version], "snapshot": [plan.snapshot], "updated_at": stamp})
-    text_map = items.text_map.ravel().tolist()
+    fitted = {
+        "text_map": items.text_map.ravel().tolist(),
+        "user_map": None if items.user_map is None else items.user_map.ravel().tolist(),
+        "user_features": None if items.user_map is None else inputs.user_space.to_json(),
+    }
 
     def write(transaction: Transaction) -> None:
         transaction.replace("item_factors", item_rows, mine)
         transaction.replace("user_factors", user_rows, mine)
         transaction.replace("user_profiles", profile_table, mine)
         transaction.replace("watermarks", watermark, mine)
-        transaction.execute(query_sql("write_version_fit"), {**mine, "text_map": text_map})
+        transaction.replace("factor_sweeps", *sweep_rows)
+        transaction.execute(query_sql("write_version_fit"), {**mine, **fitted})
 
     warehouse.commit(write)
 
@@ -170,6 +204,7 @@ def _item_rows(plan: VersionPlan, inputs: TrainingInputs, items: ItemSpace) -> p
             "factors": lists_from_matrix(items.factors),
             "prior": pa.array(items.prior, pa.float64()),
             "n_interactions": pa.array(n_liked, pa.int64()),
+            "exposure": pa.array(items.exposure, pa.float64()),
         }
     )
 
@@ -182,6 +217,62 @@ def _user_rows(plan: VersionPlan, profiles: Profiles) -> pa.Table:
             "factors": lists_from_matrix(profiles.factors),
         }
     )
+
+
+class _WarmStart(NamedTuple):
+    version: str
+    items: npt.NDArray[np.float32]
+
+
+def _warm_start(warehouse: Warehouse, version: str, model: ModelVersion, inputs: TrainingInputs) -> _WarmStart | None:
+    """The factors of the serving version in the order of this catalog, zero for new items; None if it has none, or if
+    its factors are of another kind: another encoder, or parameters that differ in more than the number of sweeps."""
+    rows = warehouse.read(query_sql("serving_model")).to_pylist()
+    if not rows or rows[0]["version"] == version:
+        return None
+    serving = load_version(warehouse, rows[0]["version"])
+    mine, theirs = model.recipe.factor_parameters, serving.recipe.factor_parameters
+    if serving.encoder_id != model.encoder_id or replace(theirs, n_sweeps=mine.n_sweeps) != mine:
+        return None
+    stored = warehouse.read(query_sql("items_of_version"), {"version": serving.version})
+    place = {item_id: row for row, item_id in enumerate(inputs.catalog.item_ids)}
+    target = np.array([place.get(item_id, -1) for item_id in stored["item_id"].to_pylist()], np.int64)
+    items = np.zeros((len(place), mine.n_factors), np.float32)
+    items[target[target >= 0]] = matrix_from_lists(stored["factors"], mine.n_factors)[target >= 0]
+    return _WarmStart(serving.version, items)
+
+
+def _sweep_rows(
+    version: str, fit: str, sweeps: tuple[Sweep, ...], started_from: str | None
+) -> tuple[pa.Table, dict[str, str]]:
+    """Rows of ``factor_sweeps``, and which ones they replace."""
+    table = pa.table(
+        {
+            "version": pa.array([version] * len(sweeps), pa.string()),
+            "fit": pa.array([fit] * len(sweeps), pa.string()),
+            "sweep": pa.array([sweep.number for sweep in sweeps], pa.int64()),
+            "loss": pa.array([sweep.loss for sweep in sweeps], pa.float64()),
+            "ndcg_at_10": pa.array([sweep.metric for sweep in sweeps], pa.float64()),
+            "seconds": pa.array([sweep.seconds for sweep in sweeps], pa.float64()),
+            "started_from": pa.array([started_from] * len(sweeps), pa.string()),
+        }
+    )
+    return table, {"version": version, "fit": fit}
+
+
+def _tell_sweeps(stage: str, n_sweeps: int) -> Callable[[Sweep], None]:
+    """Tell whoever watches what each sweep came to."""
+
+    def say(sweep: Sweep) -> None:
+        quality = "" if sweep.metric is None else f", NDCG@10 {sweep.metric:.4f} on the validation part"
+        note = f"sweep {sweep.number}: loss {sweep.loss:,.0f}{quality}"
+        tell(StageEvent(stage, "progress", done=sweep.number, total=n_sweeps, note=note))
+
+    return say
+
+
+def _notes(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
 
 
 def _free_name(now: datetime, taken: set[str]) -> str:

@@ -8,28 +8,35 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+from scipy import sparse
 
 from tasks.domain.errors import NotFoundError, TrainingError
+from tasks.domain.features import FeatureSpace, learn_features, parse_attributes
 from tasks.domain.fusion import Fusion
 from tasks.domain.histories import InteractionLog, TextLog
 from tasks.domain.learning import Catalog
 from tasks.domain.parameter_space import Values, apply_values
 from tasks.domain.ports import Resources, TextEncoder, Warehouse
 from tasks.domain.profiles import FAST_HALF_LIFE, FAST_SHARE, SLOW_HALF_LIFE, Recipe
-from tasks.model_state import HistoryRows, encode_rows, load_history_rows, load_text_embeddings, text_matrix
+from tasks.model_state import attributes_of, encode_rows, load_history_rows, load_text_embeddings, text_matrix
 from warehouse.catalog import query_sql
 
 Floats = npt.NDArray[np.float32]
+ITEM_FEATURES = 0.5
+"""Length of an item's features beside its text, which has length 1. These two are in ``docs/decisions``."""
+ITEM_VALUES = 256
+"""Values of item attributes that have a column of their own; they lie beside the text, in a dense matrix."""
 N_THREADS = min(os.cpu_count() or 1, 8)
 _CODE = (
-    "factors", "feature_maps", "fusion", "half_steps", "histories", "learning", "least_squares", "profiles", "splits",
-    "weight_search",
+    "factors", "feature_maps", "features", "fusion", "half_steps", "histories", "learning", "least_squares", "profiles",
+    "splits", "weight_search",
 )  # fmt: skip
 
 
@@ -38,7 +45,7 @@ class TrainingInputs:
     """What is known at one snapshot: items with their texts' hashes and vectors, users, and what they did.
 
     ``item_ids`` and ``user_ids`` ascend; the logs hold their positions. ``n_missing_texts`` counts user texts without
-    an embedding, which are left out.
+    an embedding, which are left out. ``user_space`` are the columns of the users' attributes in the log.
     """
 
     catalog: Catalog
@@ -48,6 +55,7 @@ class TrainingInputs:
     log: InteractionLog
     texts: TextLog
     n_missing_texts: int
+    user_space: FeatureSpace
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,6 @@ def load_inputs(
     rows = load_history_rows(warehouse, recipe.event_types, recipe.interaction_half_life_days, snapshot)
     with warehouse.at(snapshot) as past:
         items = past.read(query_sql("training_items"), {"encoder_id": encoder_id})
-        users = past.read(query_sql("training_users"))["user_id"].to_pylist()
         embeddings = load_text_embeddings(past, rows.texts["content_hash"], encoder_id, text_width)
     if items.num_rows == 0:
         raise TrainingError(
@@ -108,23 +115,30 @@ def load_inputs(
             " import items, run the transform, and train again."
         )
     item_ids = tuple(items["item_id"].to_pylist())
-    user_ids = tuple(sorted({*users, *_users_of(rows)}))
+    user_ids = tuple(rows.known_users())
     log, texts, n_missing = encode_rows(rows, item_ids, user_ids, embeddings, text_width)
+    attributes = attributes_of(rows, user_ids)
+    user_space = learn_features(attributes)
+    if user_space.width:
+        log = replace(log, user_features=user_space.encode(attributes))
     return TrainingInputs(
-        catalog=Catalog(item_ids, text_matrix(items["embedding"], text_width)),
+        catalog=Catalog(
+            item_ids, text_matrix(items["embedding"], text_width), _item_features(items), _arrivals(items["arrived_at"])
+        ),
         content_hashes=tuple(items["content_hash"].to_pylist()),
         template_version=str(items["template_version"][0].as_py()),
         user_ids=user_ids,
         log=log,
         texts=texts,
         n_missing_texts=n_missing,
+        user_space=user_space,
     )
 
 
 def hash_inputs(warehouse: Warehouse, draft: Recipe, snapshot: int, encoder: TextEncoder) -> str:
     """SHA-256 over everything that goes into a model: rows, embeddings, parameters and the code that learns."""
     rows = load_history_rows(warehouse, draft.event_types, draft.interaction_half_life_days, snapshot)
-    shadows = {"fct_interactions": rows.interactions, "int_user_texts": rows.texts}
+    shadows = {"fct_interactions": rows.interactions, "int_user_texts": rows.texts, "stg_users": rows.users}
     with warehouse.at(snapshot) as past:
         parts = past.read(query_sql("training_digest"), {"encoder_id": encoder.encoder_id}, shadows).to_pylist()
     document = {
@@ -157,5 +171,21 @@ def _source(module: str) -> str:
     return (files("tasks.domain") / f"{module}.py").read_text()
 
 
-def _users_of(rows: HistoryRows) -> set[str]:
-    return {*rows.interactions["user_id"].unique().to_pylist(), *rows.texts["user_id"].unique().to_pylist()}
+def _item_features(items: pa.Table) -> sparse.csr_matrix | None:
+    """Attributes of the items, (n_items, width), and the categories of those without an embedding: a text names its
+    categories. None where nothing is known."""
+    rows = [
+        {**parse_attributes(item["attributes"]), **({} if item["has_text"] else {"category": item["categories"]})}
+        for item in items.select(["attributes", "has_text", "categories"]).to_pylist()
+    ]
+    space = learn_features(rows, max_values=ITEM_VALUES)
+    return space.encode(rows) * np.float32(ITEM_FEATURES) if space.width else None
+
+
+def _arrivals(column: pa.ChunkedArray) -> npt.NDArray[np.int64] | None:
+    """Microseconds, the lowest value for items that were always there; None where all were."""
+    if column.null_count == len(column):
+        return None
+    always = pa.scalar(np.iinfo(np.int64).min, pa.int64())
+    arrived = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).fill_null(always)
+    return np.asarray(arrived.to_numpy(), np.int64)

@@ -92,7 +92,7 @@ def evaluate_split(
     users = _test_users(split)
     if not len(users):
         return None
-    items = fit_items(split.train, catalog, recipe.factor_parameters, solver=solver, n_threads=n_threads)
+    items, _ = fit_items(split.train, catalog, recipe.factor_parameters, solver=solver, n_threads=n_threads)
     histories = select_users(build_histories(split.train, split.texts, [""] * split.train.n_users), users)
     profiles = compute_profiles(histories, items, recipe, n_threads=n_threads)
     rankings = {}

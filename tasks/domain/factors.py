@@ -11,10 +11,11 @@ that pulls it toward ``B' t_i``, what a linear map of its features predicts:
         + sum_i l_i ((1 - s) |f_i|^2 + s |f_i - B' t_i|^2)  +  s * r * |B|^2
 
 with preference ``p = 1`` for a weight above 0 and ``p = 0`` below, exposure ``e_i = o_i (1 + likes of i)^g / mean``,
-where ``o_i`` is the share of everything that was seen in which i could have been seen, so 0 for a new item, and ``l = regularization * (sum |w| + a * n)^h`` over the row's entries, with n rows on the other side. Users may have features
-too, with a map of their own and the share ``user_prior``; their term is like that of the items. A map is the ridge regression over rows with some
-history; for the others its pull is not part of L, they follow. Every half-step lowers L over its block, so L never
-rises. It knows nothing of ids, time or storage.
+where ``o_i`` is the share of everything that was seen in which i could have been seen, so 0 for a new item, and
+``l = regularization * (sum |w| + a * n)^h`` over the row's entries, with n rows on the other side. Users may have
+features too, with a map of their own; their term is like that of the items. A map is the ridge regression over rows
+with some history; for the others its pull is not part of L, they follow. Every half-step lowers L over its block, so L
+never rises. It knows nothing of ids, time or storage.
 """
 
 import time

@@ -5,7 +5,7 @@ history lengths, popularity and text map from the first part alone; then fit on 
 knows nothing of test parts, ids or storage.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from tasks.domain.factors import FactorParameters, fit_factors
+from tasks.domain.factors import FactorParameters, Sweep, best_sweep, fit_factors
 from tasks.domain.fusion import Bucket, Fusion
 from tasks.domain.half_steps import RowSolver
 from tasks.domain.histories import InteractionLog, TextLog, build_histories, select_users, truncate_histories
+from tasks.domain.metrics import rank_users
 from tasks.domain.profiles import Histories, ItemSpace, Recipe, compute_profiles, history_lengths
 from tasks.domain.splits import split_user_tail
 
@@ -31,6 +32,8 @@ PRIOR_HALF_LIFE = 0.1
 """Share of the log over which the weight of an interaction in an item's popularity halves."""
 MIN_ROWS = 30
 """A bucket with fewer users to learn from takes the weights of the one before it."""
+PATIENCE = 3
+"""Sweeps without a new best on the validation part after which a fit ends."""
 MAX_USERS = 1000
 MAX_CELLS = 20_000_000
 _CHUNK_CELLS = 2_000_000
@@ -50,11 +53,21 @@ UNLEARNED = Fusion(1.0, (Bucket(0, 0.0, 1.0),), Bucket(0, 1.0, 0.0), 1.0, 1.0)
 
 class Catalog(NamedTuple):
     """The items, row by row: ids in ascending order, text embeddings (n_items, text_width), zero without text, and
-    what is known beside the text, (n_items, width) CSR, or None. Factors lean on both."""
+    what is known beside the text, (n_items, width) CSR, or None. Factors lean on both. ``arrived_at`` (n_items,), in
+    microseconds, is when an item came; those that were always there have the lowest value there is, all of them if
+    None."""
 
     item_ids: tuple[str, ...]
     text: Floats
     features: sparse.csr_matrix | None = None
+    arrived_at: Integers | None = None
+
+
+class FittedItems(NamedTuple):
+    """Items that were fitted to a log, and what each sweep of the fit came to."""
+
+    items: ItemSpace
+    sweeps: tuple[Sweep, ...]
 
 
 def fit_items(
@@ -62,27 +75,57 @@ def fit_items(
     catalog: Catalog,
     parameters: FactorParameters,
     *,
+    validation: InteractionLog | None = None,
+    start: Floats | None = None,
+    on_sweep: Callable[[Sweep], None] | None = None,
     solver: RowSolver | None = None,
     n_threads: int = 1,
-) -> ItemSpace:
+) -> FittedItems:
     """Factors, text map and prior of all items, from one log.
 
-    A log without a positive interaction gives zeros: such a version serves by text alone. ``solver`` is that of
-    ``fit_factors``. Raises TrainingError as that does.
+    With a ``validation`` part, whose interactions are not in the log, every sweep is measured by the NDCG@10 of the
+    factors, and the fit ends when it no longer rises. A log without a positive interaction gives zeros: such a version
+    serves by text alone. The other arguments are those of ``fit_factors``, and so are the errors.
     """
-    prior, n_likes = compute_prior(log), np.bincount(log.item[log.weight > 0], minlength=log.n_items)
+    prior, exposure = compute_prior(log), np.ones(log.n_items, np.float32)
     if not prior.any() and np.isfinite(log.weight).all():
         factors = np.zeros((len(catalog.item_ids), parameters.n_factors), np.float32)
         text_map = np.zeros((catalog.text.shape[1], parameters.n_factors), np.float32)
         user_map = None if log.user_features is None else np.zeros((log.user_features.shape[1], factors.shape[1]), "f4")
-        return ItemSpace(catalog.item_ids, catalog.text, factors, prior, text_map, n_likes, user_map)
+        return FittedItems(ItemSpace(catalog.item_ids, catalog.text, factors, prior, text_map, exposure, user_map), ())
     matrix = log.matrix()
     matrix.eliminate_zeros()
-    known = _item_features(catalog)
-    fit = fit_factors(matrix, known, parameters, user_features=log.user_features, solver=solver, n_threads=n_threads)
+    fit = fit_factors(
+        matrix,
+        _item_features(catalog),
+        parameters,
+        user_features=log.user_features,
+        opportunity=compute_opportunity(log, catalog.arrived_at),
+        start=start,
+        measure=None if validation is None else _ndcg_of_factors(log, validation, parameters.seed),
+        patience=PATIENCE,
+        on_sweep=on_sweep,
+        solver=solver,
+        n_threads=n_threads,
+    )
     text_map = fit.item_map[: catalog.text.shape[1]]
     user_map = None if log.user_features is None else fit.user_map
-    return ItemSpace(catalog.item_ids, catalog.text, fit.items, prior, text_map, n_likes, user_map)
+    space = ItemSpace(catalog.item_ids, catalog.text, fit.items, prior, text_map, fit.exposure, user_map)
+    return FittedItems(space, fit.sweeps)
+
+
+def compute_opportunity(log: InteractionLog, arrived_at: Integers | None) -> Floats | None:
+    """Share of the log that came with or after the arrival of each item, (n_items,) in [0, 1]; None for all of it.
+
+    An item that was met before it arrived has been there since then.
+    """
+    if arrived_at is None:
+        return None
+    since = arrived_at.copy()
+    np.minimum.at(since, log.item, log.last_at)
+    times = np.sort(log.last_at)
+    share: Floats = ((len(times) - np.searchsorted(times, since)) / max(len(times), 1)).astype(np.float32)
+    return share
 
 
 def compute_prior(log: InteractionLog) -> Floats:
@@ -98,16 +141,25 @@ def compute_prior(log: InteractionLog) -> Floats:
     return (logged / (logged.max(initial=0) or 1)).astype(np.float32)
 
 
-def learn_fusion(
+class Learned(NamedTuple):
+    """A recipe with its fusion and its number of sweeps, and what the sweeps came to."""
+
+    recipe: Recipe
+    sweeps: tuple[Sweep, ...]
+
+
+def learn_recipe(
     log: InteractionLog,
     texts: TextLog,
     catalog: Catalog,
     draft: Recipe,
     *,
+    on_sweep: Callable[[Sweep], None] | None = None,
     solver: RowSolver | None = None,
     n_threads: int = 1,
-) -> Fusion:
-    """Learn scale, alpha and beta of every bucket, and the weights of a text request and of an attribute request.
+) -> Learned:
+    """Learn how many sweeps a fit needs, scale, alpha and beta of every bucket, and the weights of requests by text or
+    attributes alone.
 
     ``draft`` is the recipe without its fusion, which is not read. A bucket gets the highest alpha that reaches nine
     tenths of what can be gained in NDCG@10 over factors alone on the validation part: items that nobody has met are
@@ -116,10 +168,12 @@ def learn_fusion(
     them; the surface over the weights is smoothed. Validation users are a sample that the seed of the factor parameters
     fixes.
     """
-    split = split_user_tail(log, texts)
-    items = fit_items(split.train, catalog, draft.factor_parameters, solver=solver, n_threads=n_threads)
+    split, parameters = split_user_tail(log, texts), draft.factor_parameters
+    items, sweeps = fit_items(
+        split.train, catalog, parameters, validation=split.test, on_sweep=on_sweep, solver=solver, n_threads=n_threads
+    )
     trial = _Trial(split.train, split.texts, split.test, items, replace(draft, fusion=UNLEARNED), n_threads)
-    return Fusion(
+    fusion = Fusion(
         scale=trial.scale,
         buckets=(Bucket(0, 0.0, 1.0), *_learn_buckets(trial)),
         text_request=_learn_text_request(trial),
@@ -127,6 +181,9 @@ def learn_fusion(
         prior_block=_inverse_mean(np.abs(items.prior)),
         attribute_request=None if items.user_map is None else _learn_attribute_request(trial),
     )
+    n_sweeps = best_sweep(sweeps) if sweeps else parameters.n_sweeps
+    recipe = replace(draft, fusion=fusion, factor_parameters=replace(parameters, n_sweeps=n_sweeps))
+    return Learned(recipe, sweeps)
 
 
 class _Trial:
@@ -282,6 +339,17 @@ def _smooth(surface: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
 def _item_features(catalog: Catalog) -> Floats:
     """Text and the rest side by side, (n_items, text_width + width)."""
     return catalog.text if catalog.features is None else np.hstack([catalog.text, catalog.features.toarray()])
+
+
+def _ndcg_of_factors(
+    log: InteractionLog, validation: InteractionLog, seed: int
+) -> Callable[[Floats, Floats], float] | None:
+    """The mean NDCG@10 of the validation users, from the factors as a sweep left them; None if there are too few."""
+    users = _sample(log, validation, seed)
+    if len(users) < MIN_ROWS:
+        return None
+    seen, wanted = log.matrix()[users], validation.select(validation.weight > 0).matrix()[users]
+    return lambda factors, items: float(np.nanmean(rank_users(factors[users] @ items.T, seen, wanted).ndcg_at_10))
 
 
 def _sample(train: InteractionLog, test: InteractionLog, seed: int) -> Integers:

@@ -219,6 +219,10 @@ class Resources(Protocol):
         """Parameters of the factor model."""
 
     @property
+    def warm_start(self) -> bool:
+        """Whether the last fit of a night goes on from the factors of the serving version."""
+
+    @property
     def fixed_parameters(self) -> Collection[str]:
         """Parameters that the settings name, as ``tasks.domain.parameter_space`` names them: no tuning changes them."""
 

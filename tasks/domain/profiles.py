@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from tasks.domain.factors import FactorParameters, FixedItems, TextTerms, compute_exposure, fold_in
+from tasks.domain.factors import FactorParameters, FixedItems, TextTerms, fold_in
 from tasks.domain.features import NO_FEATURES, FeatureSpace
 from tasks.domain.fusion import Fusion
 from tasks.domain.records import EventType
@@ -36,10 +36,10 @@ class ItemSpace:
     """The items of one model version, row by row, sorted by id.
 
     ``text`` (n, text_width) float32, unit rows or zero where an item has no text; ``factors`` (n, n_factors) float32;
-    ``prior`` (n,) float32; ``text_map`` (text_width, n_factors) float32 predicts factors from text; ``n_likes`` (n,)
-    counts the positive interactions that the factors were learned from. ``user_map`` (width, n_factors) float32
-    predicts the factors of users from their attributes, whose columns ``user_space`` names; None where the version
-    knows no attributes.
+    ``prior`` (n,) float32; ``text_map`` (text_width, n_factors) float32 predicts factors from text; ``exposure`` (n,)
+    float32 is what an item that somebody has not met counts in their half-step. ``user_map`` (width, n_factors)
+    float32 predicts the factors of users from their attributes, whose columns ``user_space`` names; None where the
+    version knows no attributes.
     """
 
     item_ids: tuple[str, ...]
@@ -47,7 +47,7 @@ class ItemSpace:
     factors: Floats
     prior: Floats
     text_map: Floats
-    n_likes: npt.NDArray[np.int64]
+    exposure: Floats
     user_map: Floats | None = None
     user_space: FeatureSpace = NO_FEATURES
 
@@ -59,7 +59,7 @@ class ItemSpace:
     def fixed(self, parameters: FactorParameters) -> FixedItems:
         """The factors, ready for users to be solved against them; kept for the next call."""
         if parameters not in self._fixed:
-            self._fixed[parameters] = FixedItems(self.factors, compute_exposure(self.n_likes, parameters), parameters)
+            self._fixed[parameters] = FixedItems(self.factors, self.exposure, parameters)
         return self._fixed[parameters]
 
     @cached_property

@@ -28,7 +28,7 @@ def items():
         factors=rng.normal(size=(N_ITEMS, N_FACTORS)).astype(np.float32),
         prior=rng.random(N_ITEMS).astype(np.float32),
         text_map=rng.normal(size=(TEXT_WIDTH, N_FACTORS)).astype(np.float32),
-        n_likes=rng.integers(0, 9, N_ITEMS),
+        exposure=rng.random(N_ITEMS).astype(np.float32),
     )
 
 

@@ -13,7 +13,7 @@ from tasks.domain.learning import (
     Catalog,
     compute_prior,
     fit_items,
-    learn_fusion,
+    learn_recipe,
 )
 from tasks.domain.profiles import Recipe, compute_profiles, request_histories
 from tasks.domain.splits import split_global_time, split_user_tail
@@ -45,7 +45,7 @@ def taste_world(n_users=80, n_items=100, seed=0, *, telling=True, lengths=(4, 30
 
 
 def learn(log, catalog, **changes):
-    return learn_fusion(log, no_texts(catalog.text.shape[1]), catalog, replace(DRAFT, **changes))
+    return learn_recipe(log, no_texts(catalog.text.shape[1]), catalog, replace(DRAFT, **changes)).recipe.fusion
 
 
 def test_text_gets_more_weight_where_it_tells_more():
@@ -63,13 +63,13 @@ def test_learning_is_deterministic_and_threads_change_nothing():
     log, catalog = taste_world()
     first = learn(log, catalog)
     assert first == learn(log, catalog)
-    assert first == learn_fusion(log, no_texts(), catalog, DRAFT, n_threads=4)
+    assert first == learn_recipe(log, no_texts(), catalog, DRAFT, n_threads=4).recipe.fusion
 
 
 def test_blocks_come_to_the_length_of_the_text_block():
     log, catalog = taste_world()
     fusion = learn(log, catalog)
-    items = fit_items(split_user_tail(log, no_texts()).train, catalog, DRAFT.factor_parameters)
+    items = fit_items(split_user_tail(log, no_texts()).train, catalog, DRAFT.factor_parameters).items
     assert np.linalg.norm(items.factors * fusion.factor_block, axis=1).mean() == pytest.approx(1, rel=1e-4)
     assert (items.prior * fusion.prior_block).mean() == pytest.approx(1, rel=1e-4)
 
@@ -102,7 +102,7 @@ def test_a_catalog_without_texts_gives_no_weight_to_them():
 def test_no_events_at_all_leave_a_version_of_text():
     log, catalog = taste_world()
     empty = log.select(np.zeros(len(log.user), bool))
-    items = fit_items(empty, catalog, DRAFT.factor_parameters)
+    items = fit_items(empty, catalog, DRAFT.factor_parameters).items
     fusion = learn(empty, catalog)
     assert not items.factors.any()
     assert not items.prior.any()
@@ -117,7 +117,7 @@ def test_one_user_with_one_event_is_enough():
     log, catalog = taste_world()
     one = log.select(np.arange(len(log.user)) == 0)
     fusion = learn(one, catalog)
-    items = fit_items(one, catalog, DRAFT.factor_parameters)
+    items = fit_items(one, catalog, DRAFT.factor_parameters).items
     assert np.isfinite([fusion.scale, *(b.beta for b in fusion.buckets)]).all()
     assert np.isfinite(items.factors).all()
     assert items.prior.max() == 1
@@ -133,7 +133,7 @@ def test_weights_that_are_not_finite_stop_the_training():
 def test_different_texts_get_different_answers():
     log, catalog = taste_world()
     fusion = learn(log, catalog)
-    items = fit_items(log, catalog, DRAFT.factor_parameters)
+    items = fit_items(log, catalog, DRAFT.factor_parameters).items
     slates = []
     for kind in range(N_KINDS):
         text = np.zeros((1, WIDTH), np.float32)
@@ -165,7 +165,7 @@ def test_likes_at_one_moment_give_plain_popularity():
 def measured():
     log, catalog = taste_world(n_users=100)
     split = split_user_tail(log, no_texts())
-    recipe = replace(DRAFT, fusion=learn_fusion(split.train, split.texts, catalog, DRAFT))
+    recipe = learn_recipe(split.train, split.texts, catalog, DRAFT).recipe
     return evaluate_split(split, catalog, recipe)
 
 

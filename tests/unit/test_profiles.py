@@ -40,7 +40,7 @@ def items():
     factors = rng.normal(size=(N_ITEMS, N_FACTORS)).astype(np.float32)
     prior = rng.random(N_ITEMS).astype(np.float32)
     text_map = rng.normal(size=(WIDTH, N_FACTORS)).astype(np.float32)
-    return ItemSpace(tuple(f"i{n:02}" for n in range(N_ITEMS)), text, factors, prior, text_map, rng.integers(0, 9, N_ITEMS))
+    return ItemSpace(tuple(f"i{n:02}" for n in range(N_ITEMS)), text, factors, prior, text_map, rng.random(N_ITEMS).astype(np.float32))
 
 
 @pytest.fixture

@@ -9,7 +9,9 @@ digests as (
     union all
     select 'availability' as part, hash(item_id, available) as digest from stg_items
     union all
-    select 'users' as part, hash(user_id) as digest from stg_users
+    select 'item attributes' as part, hash(item_id, attributes) as digest from stg_items
+    union all
+    select 'users' as part, hash(user_id, attributes) as digest from stg_users
     union all
     select 'item vectors' as part, hash(content_hash, template_version) as digest
     from item_embeddings

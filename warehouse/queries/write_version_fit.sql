@@ -1,2 +1,4 @@
--- What the last fit of the model version $version found: the linear map from text to factors.
-update model_versions set text_map = $text_map where version = $version
+-- What the last fit of the model version $version found: the linear maps from text and from user attributes to factors.
+update model_versions
+set text_map = $text_map, user_map = $user_map, user_features = $user_features
+where version = $version
