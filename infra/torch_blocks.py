@@ -60,7 +60,7 @@ class Entries:
         import torch
 
         n_rows, d = len(self._columns), self._fixed.shape[1]
-        total = self._fixed.new_zeros((n_rows, d), dtype=self._dtype)
+        sums = []
         for part in self._parts:
             factors = self._gather(part) if self._kept is None else self._kept
             n_pieces, length = shift[:, part].shape[1:]
@@ -69,9 +69,9 @@ class Entries:
                 each = x[:, None].expand(n_rows, n_pieces, d).reshape(n_rows * n_pieces, d, 1)
                 inner = torch.bmm(factors, each).view(n_rows, n_pieces, length)
                 share = torch.addcmul(share, scale[:, part], inner)
-            summed = torch.bmm(share.reshape(n_rows * n_pieces, 1, length), factors)
-            total += summed.view(n_rows, n_pieces, d).sum(dim=1)
-        return total
+            summed = torch.bmm(share.reshape(n_rows * n_pieces, 1, length), factors).view(n_rows, n_pieces, d)
+            sums.append(summed[:, 0] if n_pieces == 1 else summed.sum(dim=1))
+        return sums[0] if len(sums) == 1 else torch.stack(sums).sum(dim=0)
 
     def select(self, rows: "Tensor") -> "Entries":
         """The entries of some of the rows."""

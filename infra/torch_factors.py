@@ -156,7 +156,7 @@ class _State(NamedTuple):
 
 
 def _begin(entries: Entries, m: "Tensor", target: "Tensor", x: "Tensor") -> _State:
-    r = entries.add_up(entries.weights.clamp(min=0), -entries.weights.abs(), x) + target - m * x
+    r = entries.add_up(entries.weights.clamp(min=0), -entries.weights.abs(), x).addcmul_(m, x, value=-1).add_(target)
     p = r / m
     return _State(x, r, p, (r * p).sum(dim=1))
 
