@@ -2,6 +2,7 @@
 
 import base64
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
@@ -17,6 +18,7 @@ from tasks.domain.records import CheckResult
 from tasks.domain.tuning import best_trial
 from tasks.progress import watch_stages
 from tasks.status import load_serving_version
+from tests.fakes.hashing import HashingResources
 
 pytestmark = pytest.mark.server
 
@@ -46,6 +48,19 @@ def easy_choice(monkeypatch):
     monkeypatch.setattr(tasks.tune, "best_trial", searched)
 
 
+class InTurn:
+    """Compute in this process, without a cluster."""
+
+    def map(self, function, partitions, *, in_flight=2):
+        return map(function, partitions)
+
+
+@pytest.fixture
+def in_turn(monkeypatch):
+    """Trials in this process."""
+    monkeypatch.setattr(HashingResources, "compute", lambda self: nullcontext(InTurn()))
+
+
 def read(resources, sql):
     with resources.warehouse(read_only=True) as warehouse:
         return warehouse.read(sql).to_pylist()
@@ -66,7 +81,8 @@ def test_a_winner_is_published_through_the_gates_and_the_next_night_keeps_it(bat
     recipe = read(resources, "select recipe from model_versions order by version desc limit 1")[0]["recipe"]
     found = json.loads(recipe)["factor_parameters"]
     assert found["regularization"] == json.loads(choice["parameters"])["regularization"]
-    assert len(read(resources, "select distinct rank from mart_recommendations")) == 3
+    slates = f"select max(rank) as k from mart_recommendations where version = '{summary.version}'"
+    assert read(resources, slates) == [{"k": 3}]
 
     lines = watched.lines()
     assert len(lines) == 3
@@ -95,7 +111,7 @@ def check_artifacts(api, run, resources, choice):
     assert stages.index("run_study") < stages.index("plan_version") < stages.index("publish_version")
 
 
-def test_without_a_winner_the_serving_version_stays_and_the_run_says_so(batched):
+def test_without_a_winner_the_serving_version_stays_and_the_run_says_so(batched, in_turn):
     summary = tune_factors(minutes=5, max_trials=1)
     assert summary.outcome == "Kept"
     assert "none is better than those in force" in summary.message
@@ -104,7 +120,7 @@ def test_without_a_winner_the_serving_version_stays_and_the_run_says_so(batched)
     assert read(batched.resources, "select * from factor_choices") == []
 
 
-def test_a_gate_that_stops_the_winner_leaves_everything_as_it_was(batched, easy_choice, monkeypatch):
+def test_a_gate_that_stops_the_winner_leaves_everything_as_it_was(batched, easy_choice, in_turn, monkeypatch):
     resources = batched.resources
     worse = CheckResult("eval_metrics", "NDCG@10 is not below that of champion", None, "stop", False, "a", "b")
     with monkeypatch.context() as stopped:
@@ -117,7 +133,7 @@ def test_a_gate_that_stops_the_winner_leaves_everything_as_it_was(batched, easy_
     assert daily_batch().outcome == "Unchanged", "the choice is not in force"
 
 
-def test_a_study_that_was_stopped_goes_on_in_the_next_run(batched, monkeypatch):
+def test_a_study_that_was_stopped_goes_on_in_the_next_run(batched, in_turn, monkeypatch):
     def stop(news):
         if news.n_done == 2:
             raise RuntimeError("the machine went away")
