@@ -103,7 +103,8 @@ def _solve_rows(
         some = block.rows
         m = torch.outer(placed.unobserved[some].to(precise.dtype), precise) + placed.penalty[some, None]
         target = _target(side, placed, some, feature_map, here).to(precise.dtype)
-        x = rows[some].to(precise.dtype)
+        wanted = (block.weights > 0).flatten(1).any(dim=1) | (target != 0).any(dim=1)
+        x = torch.where(wanted[:, None], rows[some], 0).to(precise.dtype)  # a row that nothing asks for is zero
         if exact:
             x, n_left = _solve_exactly(entries, m, target, x)
             n_open += n_left

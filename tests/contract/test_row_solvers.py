@@ -157,6 +157,17 @@ def test_no_rows_and_no_entries(solver):
     assert np.abs(strangers).max() < 1e-6
 
 
+def test_a_row_that_nothing_asks_for_is_zero_after_one_sweep(solver):
+    """It only dislikes, and had factors before."""
+    ones = np.ones(2, np.float32)
+    entries = sparse.csr_matrix(np.array([[-1, 0, -2, 0], [-1, 3, 0, 0]], np.float32))
+    fixed = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    rows = np.ones((2, 3), np.float32)
+    solver(Side(entries, ones, np.ones(4, np.float32), ones), fixed, rows, None)
+    assert not rows[0].any()
+    assert rows[1].any()
+
+
 def test_what_cannot_be_solved_is_an_error(solver):
     side, fixed, _ = exact_case()
     rows = np.zeros((N_USERS, 24), np.float32)
