@@ -119,9 +119,9 @@ def _advance_watermarks(resources: Resources, older_than: datetime, now: datetim
 
 
 def _move_watermark(warehouse: Warehouse, version: str, snapshot: int, now: datetime) -> bool:
-    """Move it to the newest snapshot if no event has come since."""
+    """Move it to the newest snapshot if nothing has come since that a profile depends on."""
     latest = warehouse.latest_snapshot()
-    if warehouse.insertions("raw_events", snapshot, latest).num_rows > 0:
+    if any(warehouse.insertions(table, snapshot, latest).num_rows > 0 for table in ("raw_events", "raw_users")):
         return False
 
     def work(transaction: Transaction) -> None:

@@ -17,9 +17,16 @@ from tasks.domain.explanations import name_reasons, split_by_reason
 from tasks.domain.fusion import fuse_queries, split_scores
 from tasks.domain.ports import Resources, VectorIndex, Warehouse
 from tasks.domain.profiles import Histories, ItemSpace, Profiles, compute_profiles, request_histories
-from tasks.domain.ranking import check_slate_length, mean_block_cosine, popular_where_empty
+from tasks.domain.ranking import check_slate_length, mean_block_cosine, only_attributes, popular_where_empty
 from tasks.domain.records import IndexFilter, ItemPayload, Recommendation, Slate, SlateSource
-from tasks.model_state import ModelVersion, load_histories, load_history_rows, load_item_space, load_version
+from tasks.model_state import (
+    ModelVersion,
+    attributes_of,
+    load_histories,
+    load_history_rows,
+    load_item_space,
+    load_version,
+)
 from tasks.refresh import serving_version
 from warehouse.catalog import query_sql
 
@@ -67,10 +74,10 @@ class _Serving:
 def recommend_to_user(resources: Resources, user_id: str, *, k: int = 10, explain: bool = False) -> Slate:
     """``k`` available items that the user has not met yet, best first.
 
-    The query is the user's vector in the index; a user who is not there is solved from their history, and one without
-    any history gets what is popular (source ``popular``). With ``explain`` each item names its reasons; together with
-    the prior they add up to its score. Raises InputError for ``k`` outside 1 to 500 and NotFoundError before the first
-    publication.
+    The query is the user's vector in the index; a user who is not there is solved from their history. One without any
+    history gets what their attributes speak for (source ``attributes``), or what is popular (``popular``). With
+    ``explain`` each item names its reasons; together with the prior they add up to its score. Raises InputError for
+    ``k`` outside 1 to 500 and NotFoundError before the first publication.
     """
     check_slate_length(k)
     with resources.index() as index, resources.warehouse(read_only=True) as warehouse:
@@ -144,7 +151,7 @@ def _ask_for_user(serving: _Serving, user_id: str, explain: bool) -> _Ask:
     if stored is not None and not explain:
         payload, query = stored
         ask = _Ask("profile", query, payload.alpha, payload.beta, payload.n_history)
-    elif stored is None and not exclude and met.texts.num_rows == 0:
+    elif stored is None and not exclude and met.texts.num_rows == 0 and not any(attributes_of(met, [user_id])):
         first = recipe.fusion.buckets[0]
         query = np.zeros(model.text_width + model.n_factors + 1, np.float32)
         query[-1] = first.beta / recipe.fusion.prior_block
@@ -153,7 +160,7 @@ def _ask_for_user(serving: _Serving, user_id: str, explain: bool) -> _Ask:
         items = load_item_space(warehouse, model.version)
         histories = _history_of(serving, items, user_id, latest if stored is None else stored[0].as_of_snapshot)
         ask = _ask_from(serving, histories, items, "profile", explain)
-    return _or_popular(replace(ask, user_id=user_id, exclude=exclude), model)
+    return _named(replace(ask, user_id=user_id, exclude=exclude), model)
 
 
 def _history_of(serving: _Serving, items: ItemSpace, user_id: str, snapshot: int) -> Histories:
@@ -175,9 +182,12 @@ def _ask_from(serving: _Serving, histories: Histories, items: ItemSpace, source:
     return _Ask(source, query, alpha, beta, n_history, evidence=evidence)
 
 
-def _or_popular(ask: _Ask, model: ModelVersion) -> _Ask:
-    """The named fallback of a user of whom nothing is known."""
+def _named(ask: _Ask, model: ModelVersion) -> _Ask:
+    """The named source of a user who has no history; a slate of popular items where nothing is known."""
     fusion = model.recipe.fusion
+    if only_attributes(ask.query[None], np.array([ask.n_history]), model.text_width)[0]:
+        note = "this user has done nothing yet: these are the items that their attributes speak for"
+        return replace(ask, source="attributes", note=note)
     queries, is_empty = popular_where_empty(ask.query[None], fusion)
     if not is_empty[0]:
         return ask

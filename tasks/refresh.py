@@ -109,14 +109,15 @@ def serving_version(index: VectorIndex) -> str:
 def read_feed(warehouse: Warehouse, version: str) -> Feed | None:
     """Whose profiles of ``version`` the events since its watermark concern; None if there is nobody.
 
-    Who wrote a text that was embedded since then is named too: their profile could not hold it before. If the
-    watermark's snapshot has expired, everybody is named and the note says so. Raises NotFoundError if the version has
-    no watermark.
+    Who wrote a text that was embedded since then is named too: their profile could not hold it before. So is who told
+    something of themselves, if the version knows attributes. If the watermark's snapshot has expired, everybody is
+    named and the note says so. Raises NotFoundError if the version has no watermark.
     """
     after, to = read_watermark(warehouse, version), warehouse.latest_snapshot()
     try:
         events = warehouse.insertions("raw_events", after, to)
         texts = warehouse.insertions("text_embeddings", after, to)
+        told = warehouse.insertions("raw_users", after, to)["user_id"].to_pylist()
     except NotFoundError:
         users = warehouse.read(query_sql("all_users_of_version"), {"version": version})
         note = f"the change feed after snapshot {after} has expired: every user was refreshed"
@@ -130,6 +131,8 @@ def read_feed(warehouse: Warehouse, version: str) -> Feed | None:
     if texts.num_rows:
         shadows = {"embedded_texts": texts.select(["content_hash"])}
         user_ids.update(warehouse.read(query_sql("writers_of_texts"), shadows=shadows)["user_id"].to_pylist())
+    if told and load_version(warehouse, version).user_map is not None:
+        user_ids.update(told)
     arrived_at = events["ingested_at"].cast(pa.int64()).to_numpy() / 1e6
     return Feed(after, to, tuple(sorted(user_ids)), arrived_at) if user_ids else None
 

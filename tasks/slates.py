@@ -20,7 +20,7 @@ from tasks.domain.explanations import name_reasons, reasons_to_json, split_by_re
 from tasks.domain.fusion import fuse_items, fuse_queries, split_scores
 from tasks.domain.ports import Resources, Transaction, Warehouse
 from tasks.domain.profiles import Histories, ItemSpace, Profiles
-from tasks.domain.ranking import TopItems, check_slate_length, popular_where_empty, top_items
+from tasks.domain.ranking import TopItems, check_slate_length, only_attributes, popular_where_empty, top_items
 from tasks.domain.records import Receipt
 from tasks.model_state import ModelVersion, load_histories, load_item_space, load_profiles, load_version
 from tasks.quality import check_gate
@@ -110,6 +110,8 @@ def _rows(catalog: _Catalog, profiles: Profiles, histories: Histories, k: int, n
     fusion, width = catalog.model.recipe.fusion, catalog.model.text_width
     queries = fuse_queries(profiles.text, profiles.factors, profiles.alpha, profiles.beta, fusion)
     queries, is_popular = popular_where_empty(queries, fusion)
+    sources = np.where(only_attributes(queries, profiles.n_history, width), "attributes", "profile")
+    sources = np.where(is_popular, "popular", sources)
     top = _best(catalog, queries, histories, k)
     user, rank = np.nonzero(top.rows >= 0)
     item = top.rows[user, rank]
@@ -128,7 +130,7 @@ def _rows(catalog: _Catalog, profiles: Profiles, histories: Histories, k: int, n
             "factors_part": pa.array(parts[1], pa.float64()),
             "prior_part": pa.array(parts[2], pa.float64()),
             "reason": pa.array(_reasons(catalog, profiles, histories, targets, scores), pa.string()),
-            "source": pa.array(np.where(is_popular[user], "popular", "profile"), pa.string()),
+            "source": pa.array(sources[user], pa.string()),
             "created_at": pa.array([now] * n, pa.timestamp("us", tz="UTC")),
         }
     )
