@@ -16,6 +16,7 @@ import pytest
 from infra.resources import LocalResources
 from infra.settings import load_settings
 from tasks.domain.factors import FactorParameters, fit_factors
+from tasks.domain.features import learn_features, parse_attributes
 from tasks.domain.fusion import Bucket, Fusion, fuse_items
 from tasks.domain.profiles import Recipe, compute_profiles
 from tasks.domain.records import ItemPayload
@@ -112,6 +113,17 @@ class SmallWorld:
         with self.resources.warehouse() as warehouse:
             warehouse.commit(lambda transaction: transaction.append("raw_items", table))
 
+    def add_users(self, **attributes):
+        """Append to ``raw_users`` in one commit: what each user told of themselves, by id."""
+        self.n_rows += 1
+        rows = pa.table({
+            "user_id": list(attributes), "attributes": [json.dumps(told) for told in attributes.values()],
+            "batch_id": [f"users-{self.n_rows:06}"] * len(attributes), "source": ["test"] * len(attributes),
+            "source_row": np.arange(1, len(attributes) + 1), "ingested_at": [self.tick()] * len(attributes),
+        })  # fmt: skip
+        with self.resources.warehouse() as warehouse:
+            warehouse.commit(lambda transaction: transaction.append("raw_users", rows))
+
     def embed_texts(self, *texts):
         """Embeddings of what users wrote."""
         encoder = self.resources.encoder()
@@ -152,7 +164,11 @@ class SmallWorld:
             n_factors=6, regularization=0.003, frequency_exponent=1.0, unobserved_weight=0.1, text_prior=1.0,
             text_ridge=1.0, user_text_weight=1.0, n_sweeps=5, seed=0,
         )  # fmt: skip
-        fit = fit_factors(matrix, vectors, parameters)
+        told = warehouse.read("select user_id, attributes from stg_users").to_pylist()
+        attributes = {row["user_id"]: parse_attributes(row["attributes"]) for row in told}
+        space = learn_features(list(attributes.values()))
+        features = space.encode([attributes[user] for user in users]) if space.width else None
+        fit = fit_factors(matrix, vectors, parameters, user_features=features)
         n_liked = np.asarray((matrix > 0).sum(axis=0)).ravel()
         fusion = Fusion(
             scale=1.5,
@@ -160,6 +176,7 @@ class SmallWorld:
             text_request=Bucket(0, 0.8, beta / 2),
             factor_block=float(1 / np.linalg.norm(fit.items, axis=1).mean()),
             prior_block=0.5,
+            attribute_request=Bucket(0, 0.0, beta) if space.width else None,
         )
         types = tuple(self.resources.event_types.values())
         recipe = Recipe(parameters, fusion, 3.0, 50.0, 3650.0, types, fast_share=0.85)
@@ -177,6 +194,8 @@ class SmallWorld:
             "training_snapshot": warehouse.latest_snapshot(), "inputs_hash": "", "seed": 0, "n_items": len(item_ids),
             "n_users": len(users), "recipe": recipe.to_json(), "fusion": fusion.to_json(),
             "text_map": fit.item_map.ravel().tolist(), "metrics": json.dumps({}),
+            "user_map": fit.user_map.ravel().tolist() if space.width else None,
+            "user_features": space.to_json() if space.width else None,
         }  # fmt: skip
         factors = pa.table({
             "version": [version] * len(item_ids), "item_id": item_ids, "content_hash": texts["content_hash"],

@@ -42,27 +42,42 @@ def random_stream(world, rng, n_events):
     return rows
 
 
-@pytest.mark.parametrize("seed", [2, 3])
-def test_nearline_equals_batch_after_a_stream_in_random_chunks(small_world, seed):
+def random_attributes(rng, user_ids):
+    """What users tell of themselves."""
+    jobs = ("pilot", "cook", "diver")
+    return {user_id: {"age": int(rng.integers(15, 80)), "job": str(rng.choice(jobs))} for user_id in user_ids}
+
+
+@pytest.mark.parametrize(("seed", "version"), [(2, "v1"), (3, "v1"), (4, "attributed")])
+def test_nearline_equals_batch_after_a_stream_in_random_chunks(small_world, seed, version):
     rng = np.random.default_rng(seed)
+    if version != "v1":
+        small_world.add_users(**random_attributes(rng, [f"u{user:02}" for user in range(25)]))
+        small_world.train(version)
+        small_world.publish(version)
     stream = random_stream(small_world, rng, 80)
     cuts = [*sorted(rng.choice(np.arange(1, 76), 3, replace=False)), 76]
     for chunk in np.split(np.array(stream, object), cuts):
         small_world.add_events(*chunk)
+        if version != "v1":
+            told = [*rng.choice(USERS, 3, replace=False), f"silent{len(chunk)}"]
+            small_world.add_users(**random_attributes(rng, told))
         if rng.random() < 0.8:
             refresh(small_world.resources, now=small_world.tick(), chunk_users=int(rng.integers(3, 12)))
     refresh(small_world.resources, now=small_world.tick())
     with small_world.resources.warehouse(read_only=True) as warehouse:
-        model, items = load_version(warehouse, "v1"), load_item_space(warehouse, "v1")
-        nearline = load_profiles(warehouse, "v1")
+        model, items = load_version(warehouse, version), load_item_space(warehouse, version)
+        nearline = load_profiles(warehouse, version)
         histories, _ = load_histories(warehouse, model, items, warehouse.latest_snapshot(), nearline.user_ids)
         everybody, _ = load_histories(warehouse, model, items, warehouse.latest_snapshot())
     batch = compute_profiles(histories, items, model.recipe)
     assert set(everybody.user_ids) <= set(nearline.user_ids)
+    silent = [user_id.startswith("silent") for user_id in nearline.user_ids]
+    assert nearline.factors[silent].any() == (version != "v1")
     for name in ("text", "factors", "alpha", "beta", "drift"):
         assert np.abs(getattr(nearline, name) - getattr(batch, name)).max() < 1e-5, name
     assert (nearline.n_history == batch.n_history).all()
     with small_world.resources.index() as index:
-        points = index.users("v1", nearline.user_ids)
+        points = index.users(version, nearline.user_ids)
     assert set(points) == set(nearline.user_ids)
     assert [points[u][0].n_history for u in nearline.user_ids] == batch.n_history.tolist()
