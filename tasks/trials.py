@@ -8,16 +8,17 @@ logs; their ids stay out of the files. It knows nothing of studies, or of how pa
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from scipy import sparse
 
 from tasks.domain.errors import TransientError
 from tasks.domain.histories import InteractionLog, TextLog
@@ -76,17 +77,21 @@ def write_trial_files(folder: Path, events: pa.Table, inputs: TrainingInputs, sp
     pq.write_table(events, partial, compression="zstd")
     partial.replace(folder / _EVENTS)
     partial = folder / f"partial-{os.getpid()}-{_ARRAYS}"  # numpy insists on the end of the name
-    np.savez(
-        partial,
-        shape=np.array([test.n_users, test.n_items]),
-        item_text=inputs.catalog.text,
-        text_vectors=texts.vectors,
-        text_user=texts.user,
-        text_weight=texts.weight,
-        text_at=texts.written_at,
-        wanted_user=test.user,
-        wanted_item=test.item,
-    )
+    arrays = {
+        "shape": np.array([test.n_users, test.n_items]),
+        "item_text": inputs.catalog.text,
+        "text_vectors": texts.vectors,
+        "text_user": texts.user,
+        "text_weight": texts.weight,
+        "text_at": texts.written_at,
+        "wanted_user": test.user,
+        "wanted_item": test.item,
+        **_parts("item_features", inputs.catalog.features),
+        **_parts("user_features", test.user_features),
+    }
+    if inputs.catalog.arrived_at is not None:
+        arrays["arrived_at"] = inputs.catalog.arrived_at
+    np.savez(partial, allow_pickle=False, **arrays)
     partial.replace(folder / _ARRAYS)
 
 
@@ -105,39 +110,61 @@ def run_trial(work: TrialWork) -> Trial:
 
 
 class _Files(NamedTuple):
+    """What no parameter changes. ``split`` has an empty training part, which ``events`` fill under each recipe."""
+
     events: pa.Table
-    arrays: Mapping[str, npt.NDArray[np.float32]]
+    split: Split
+    catalog: Catalog
 
 
 @lru_cache(maxsize=1)
 def _load(folder: Path) -> _Files:
     """Read once by each worker; a study's folder never changes."""
-    with np.load(folder / _ARRAYS) as arrays:
-        return _Files(pq.read_table(folder / _EVENTS), {name: arrays[name] for name in arrays.files})
+    with np.load(folder / _ARRAYS, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    n_users, n_items = (int(n) for n in arrays["shape"])
+    user, item = arrays["wanted_user"], arrays["wanted_item"]
+    features = _matrix("user_features", arrays)
+    once, never = np.ones(len(user), np.float32), np.zeros(len(user), np.int64)
+    test = InteractionLog(user, item, once, never, n_users, n_items, features)
+    texts = TextLog(arrays["text_vectors"], arrays["text_user"], arrays["text_weight"], arrays["text_at"])
+    ids = tuple(str(place) for place in range(n_items))
+    catalog = Catalog(ids, arrays["item_text"], _matrix("item_features", arrays), arrays.get("arrived_at"))
+    split = Split(test.select(np.zeros(len(user), bool)), texts, test)
+    return _Files(pq.read_table(folder / _EVENTS), split, catalog)
+
+
+def _parts(name: str, matrix: sparse.csr_matrix | None) -> dict[str, npt.NDArray[Any]]:
+    """A sparse matrix as arrays; nothing for None."""
+    if matrix is None:
+        return {}
+    parts = {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr, "shape": np.array(matrix.shape)}
+    return {f"{name}_{part}": values for part, values in parts.items()}
+
+
+def _matrix(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> sparse.csr_matrix | None:
+    """The inverse of ``_parts``."""
+    if f"{name}_shape" not in arrays:
+        return None
+    data, indices, indptr, shape = (arrays[f"{name}_{part}"] for part in ("data", "indices", "indptr", "shape"))
+    return sparse.csr_matrix((data, indices, indptr), shape=tuple(int(n) for n in shape))
 
 
 def _measure(work: TrialWork) -> Floats:
-    events, arrays = _load(work.folder)
-    n_users, n_items = (int(n) for n in arrays["shape"])
+    events, split, catalog = _load(work.folder)
     with fixed_threads():
         with work.resources.warehouse(read_only=True) as warehouse:
-            train = _weigh(warehouse, work.recipe, events, n_users, n_items)
-        user, item = arrays["wanted_user"].astype(np.int64), arrays["wanted_item"].astype(np.int64)
-        once = np.ones(len(user), np.float32)
-        test = InteractionLog(user, item, once, np.zeros(len(user), np.int64), n_users, n_items)
-        text_user, text_at = arrays["text_user"].astype(np.int64), arrays["text_at"].astype(np.int64)
-        texts = TextLog(arrays["text_vectors"], text_user, arrays["text_weight"], text_at)
-        catalog = Catalog(tuple(str(n) for n in range(n_items)), arrays["item_text"])
-        return measure_recipe(Split(train, texts, test), catalog, work.recipe)
+            train = _weigh(warehouse, work.recipe, events, split.train)
+        return measure_recipe(split._replace(train=train), catalog, work.recipe)
 
 
-def _weigh(warehouse: Warehouse, recipe: Recipe, events: pa.Table, n_users: int, n_items: int) -> InteractionLog:
+def _weigh(warehouse: Warehouse, recipe: Recipe, events: pa.Table, empty: InteractionLog) -> InteractionLog:
     """The interactions under a recipe's half-life and weights, by the SQL of every training."""
-    places = pa.table({"item_id": pa.array(np.arange(n_items)).cast(pa.string())})
+    places = pa.table({"item_id": pa.array(np.arange(empty.n_items)).cast(pa.string())})
     shadows = {"stg_events": events, "stg_items": places, "event_types": event_type_rows(recipe.event_types)}
     parameters = {"half_life_days": recipe.interaction_half_life_days}
     rows = warehouse.read(model_sql("fct_interactions"), parameters, shadows)
     user, item = (rows[name].cast(pa.int64()).to_numpy() for name in ("user_id", "item_id"))
     order = np.lexsort((item, user))
     weight, last_at = rows["weight"].to_numpy().astype(np.float32), rows["last_at"].cast(pa.int64()).to_numpy()
-    return InteractionLog(user[order], item[order], weight[order], last_at[order], n_users, n_items)
+    return replace(empty, user=user[order], item=item[order], weight=weight[order], last_at=last_at[order])

@@ -30,10 +30,10 @@ _RANGES: Mapping[str, tuple[Scale, float, float]] = {
     "regularization": ("log", 0.1, 50.0),
     "frequency_exponent": ("linear", 0.0, 1.0),
     "unobserved_weight": ("log", 0.002, 1.0),
-    "popularity_exponent": ("linear", 0.0, 1.0),
-    "user_exponent": ("linear", 0.0, 1.0),
+    "popularity_discount": ("linear", 0.0, 1.0),
     "text_prior": ("linear", 0.0, 1.0),
     "text_ridge": ("log", 0.1, 1000.0),
+    "user_prior": ("linear", 0.0, 1.0),
     HALF_LIFE: ("log", 3.0, 3650.0),
 }
 _WEIGHT_FACTOR = 8.0
@@ -102,7 +102,8 @@ def build_space(
     draft: Recipe,
     n_events: Mapping[str, int],
     *,
-    has_text: bool,
+    has_item_features: bool,
+    has_user_features: bool,
     history: float,
     n_items: int,
     max_factors: int,
@@ -111,14 +112,18 @@ def build_space(
     """The dials over a draft, each wide enough for the draft's own value.
 
     ``n_events`` counts the events of each type that are learned from. Left out are parameters of ``fixed``, those of
-    the text prior where there is no text, rare types of events, and the weight of one positive type, the most frequent:
-    to multiply all weights is to divide the unobserved weight and the regularization.
+    priors where nothing is known that could predict (text or attributes of items, attributes of users), rare types of
+    events, and the weight of one positive type, the most frequent: to multiply all weights is to divide the unobserved
+    weight and the regularization.
     """
     known = read_values(draft)
     empty = Space((), known, history, n_items)
     dials = [_dimension_dial(int(known["n_factors"]), min(max_factors, n_items))]
+    idle = set() if has_item_features else {"text_prior"}
+    idle |= set() if has_user_features else {"user_prior"}
+    idle |= set() if has_item_features or has_user_features else {"text_ridge"}
     for name, (scale, low, high) in _RANGES.items():
-        if name in known and (has_text or not name.startswith("text_")):
+        if name in known and name not in idle:
             size = empty.size(known) if name == "regularization" else 1.0
             dials.append(_dial(name, scale, low, high, known[name] * size))
     for event_type in _tunable_types(draft.event_types, n_events, fixed):

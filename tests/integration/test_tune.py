@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 import tasks.trials
 import tasks.tune
@@ -18,13 +19,13 @@ from infra.settings import load_settings
 from tasks.domain.errors import ComputeLostError, InputError, NotFoundError, TrainingError
 from tasks.domain.learning import UNLEARNED
 from tasks.domain.parameter_space import read_values
-from tasks.domain.tuning import Trial, best_trial
+from tasks.domain.tuning import Trial, best_trial, measure_recipe, split_for_tuning
 from tasks.embed import embed_items
 from tasks.evaluate import evaluate_version
 from tasks.model_state import load_version
 from tasks.publish import publish_version, rollback
 from tasks.train import learn_version, plan_version, refit_version
-from tasks.training_inputs import build_draft, load_choice
+from tasks.training_inputs import build_draft, load_choice, load_inputs
 from tasks.transform import build_models
 from tasks.trial_table import load_trials, write_choice
 from tasks.tune import run_study
@@ -227,6 +228,29 @@ def test_a_trial_that_fails_is_a_row_with_its_reason_and_the_others_go_on(world,
     }  # fmt: skip
     assert tune(world, max_trials=6).receipt.n_in == 1, "failed trials count, and are not tried again"
     assert outcome.in_force == 0
+
+
+def test_a_worker_measures_what_the_split_in_memory_gives_with_all_that_is_known_of_items_and_users(world, tmp_path):
+    """A half-life without end, so that both sides have the same weights."""
+    recipe = replace(build_draft(world.resources, UNLEARNED), interaction_half_life_days=1e12)
+    encoder, rng = world.resources.encoder(), np.random.default_rng(0)
+    with world.resources.warehouse(read_only=True) as warehouse, warehouse.at(warehouse.latest_snapshot()) as past:
+        snapshot = warehouse.latest_snapshot()
+        inputs = load_inputs(warehouse, recipe, snapshot, encoder.encoder_id, encoder.width)
+        users = sparse.csr_matrix(np.eye(3, dtype=np.float32)[rng.integers(0, 3, 40)])
+        items = sparse.csr_matrix(np.eye(2, dtype=np.float32)[rng.integers(0, 2, 40)])
+        arrived_at = np.where(np.arange(40) % 5 == 0, inputs.log.last_at.min() + 10**11, np.iinfo(np.int64).min)
+        catalog = inputs.catalog._replace(features=items, arrived_at=arrived_at)
+        inputs = replace(inputs, log=replace(inputs.log, user_features=users), catalog=catalog)
+        split = split_for_tuning(inputs.log, inputs.texts, seed=0)
+        events = tasks.trials.load_fit_events(past, recipe, inputs, split.split.train)
+    tasks.trials.write_trial_files(tmp_path / "files", events, inputs, split)
+    trial = tasks.trials.run_trial(
+        tasks.trials.TrialWork(world.resources, tmp_path / "files", 0, "defaults", {}, recipe)
+    )
+    assert trial.error == ""
+    assert trial.values.tolist() == measure_recipe(split.split, catalog, recipe).tolist()
+    assert measure_recipe(split.split, catalog._replace(features=None), recipe).tolist() != trial.values.tolist()
 
 
 def test_parameters_that_diverge_are_a_failed_trial(world):

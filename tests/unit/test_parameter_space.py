@@ -21,7 +21,8 @@ EVENTS = {"view": 900, "like": 90, "dislike": 10, "search": 500}
 
 
 def space_of(draft=DRAFT, events=EVENTS, **changes):
-    given = {"has_text": True, "history": 20.0, "n_items": 1000, "max_factors": 128, **changes}
+    features = {"has_item_features": True, "has_user_features": False}
+    given = {**features, "history": 20.0, "n_items": 1000, "max_factors": 128, **changes}
     return build_space(draft, events, **given)
 
 
@@ -31,7 +32,7 @@ def names(space):
 
 def test_every_parameter_of_the_issue_has_a_dial():
     wanted = {
-        "n_factors", "regularization", "frequency_exponent", "unobserved_weight", "popularity_exponent", "text_prior",
+        "n_factors", "regularization", "frequency_exponent", "unobserved_weight", "popularity_discount", "text_prior",
         "text_ridge", HALF_LIFE, "event_types.like.weight", "event_types.dislike.weight",
     }  # fmt: skip
     assert set(names(space_of())) == wanted
@@ -57,7 +58,13 @@ def test_rare_and_textual_types_keep_their_weight():
 
 def test_what_the_settings_name_and_what_has_no_effect_is_left_alone():
     assert "n_factors" not in names(space_of(fixed={"n_factors"}))
-    assert not {"text_prior", "text_ridge"} & set(names(space_of(has_text=False)))
+    priors = {"text_prior", "text_ridge", "user_prior"}
+    assert priors & set(names(space_of())) == {"text_prior", "text_ridge"}
+    assert priors & set(names(space_of(has_item_features=False))) == set()
+    assert priors & set(names(space_of(has_item_features=False, has_user_features=True))) == {
+        "text_ridge",
+        "user_prior",
+    }
 
 
 def test_the_dimension_stays_below_its_limit_and_the_catalog_but_reaches_the_draft():
