@@ -119,7 +119,7 @@ def run_case(n_interactions: int, n_factors: int, n_threads: int) -> Case:
             fit_seconds = time.perf_counter() - began
         some = matrix[:FOLDED]
         began = time.perf_counter()
-        fold_in(some, FixedItems(model.items, model.exposure, parameters), n_threads=n_threads)
+        fold_in(some, FixedItems(model.items, model.weights, parameters), n_threads=n_threads)
         fold_in_seconds = time.perf_counter() - began
     factors_mb, interactions_mb = factor_megabytes(matrix, n_factors)
     return Case(

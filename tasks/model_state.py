@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.domain.errors import NotFoundError
+from tasks.domain.factors import weigh_items
 from tasks.domain.features import Attributes, FeatureSpace, parse_attributes
 from tasks.domain.histories import InteractionLog, TextLog, build_histories
 from tasks.domain.ports import Warehouse
@@ -74,13 +75,14 @@ def load_item_space(warehouse: Warehouse, version: str) -> ItemSpace:
     """
     model = load_version(warehouse, version)
     rows = warehouse.read(query_sql("items_of_version"), {"version": version})
+    n_likes = rows["n_interactions"].to_numpy()
     return ItemSpace(
         item_ids=tuple(rows["item_id"].to_pylist()),
         text=text_matrix(rows["embedding"], model.text_width),
         factors=matrix_from_lists(rows["factors"], model.n_factors),
         prior=rows["prior"].to_numpy().astype(np.float32),
         text_map=model.text_map,
-        exposure=rows["exposure"].to_numpy().astype(np.float32),
+        weights=weigh_items(n_likes, model.recipe.factor_parameters, rows["exposure"].to_numpy()),
         user_map=model.user_map,
         user_space=model.user_space,
     )

@@ -204,7 +204,7 @@ def _item_rows(plan: VersionPlan, inputs: TrainingInputs, items: ItemSpace) -> p
             "factors": lists_from_matrix(items.factors),
             "prior": pa.array(items.prior, pa.float64()),
             "n_interactions": pa.array(n_liked, pa.int64()),
-            "exposure": pa.array(items.exposure, pa.float64()),
+            "exposure": pa.array(items.weights.exposure, pa.float64()),
         }
     )
 

@@ -200,7 +200,7 @@ class SmallWorld:
         factors = pa.table({
             "version": [version] * len(item_ids), "item_id": item_ids, "content_hash": texts["content_hash"],
             "factors": lists_from_matrix(fit.items), "prior": np.log1p(n_liked).astype(float),
-            "n_interactions": n_liked.astype(np.int64), "exposure": fit.exposure.astype(float),
+            "n_interactions": n_liked.astype(np.int64), "exposure": fit.weights.exposure.astype(float),
         })  # fmt: skip
 
         def write(transaction):

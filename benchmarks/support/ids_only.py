@@ -17,15 +17,15 @@ from tasks.domain.factors import (
     FactorParameters,
     FixedItems,
     Sweep,
-    compute_exposure,
     fit_factors,
     fold_in,
+    weigh_items,
 )
 
 Floats = npt.NDArray[np.float32]
 
 IDS_ONLY = FactorParameters(
-    regularization=0.018, frequency_exponent=0.66, unobserved_weight=0.02, popularity_exponent=0.21, text_prior=0.0
+    regularization=0.006, frequency_exponent=1.0, unobserved_weight=0.01, popularity_discount=0.25, text_prior=0.0
 )
 """Parameters for catalogs without text or features, where a user's interactions all count alike."""
 
@@ -69,7 +69,7 @@ class FinishedQuality:
         who = np.flatnonzero(np.diff(relevant.indptr))
         self._seen, self._relevant = train[who], relevant[who]
         n_likes = np.bincount(train.indices, minlength=train.shape[1])
-        self._exposure = compute_exposure(n_likes, parameters)
+        self._weights = weigh_items(n_likes, parameters)
         self._parameters, self._n_threads, self._scalar = parameters, n_threads, scalar
         self.qualities: list[Quality] = []
         self.seconds: list[float] = []
@@ -77,7 +77,7 @@ class FinishedQuality:
     def __call__(self, users: Floats, items: Floats) -> float:
         """Measure; ``users`` are not used."""
         began = time.perf_counter()
-        fixed = FixedItems(items, self._exposure, self._parameters)
+        fixed = FixedItems(items, self._weights, self._parameters)
         solved = fold_in(self._seen, fixed, n_threads=self._n_threads)
         quality = measure_ranking(solved, items, self._seen, self._relevant, n_threads=self._n_threads)
         self.qualities.append(quality)

@@ -34,7 +34,7 @@ HOPELESS = 0.95
 REACH = 12.0
 """How far the search goes from the start in strength and unobserved weight, as a factor."""
 _BY_FACTOR = ("strength", "unobserved_weight")
-STEPS = {"strength": 1.5, "unobserved_weight": 1.5, "popularity_exponent": 0.1, "frequency_exponent": 0.1}
+STEPS = {"strength": 1.5, "unobserved_weight": 1.5, "popularity_discount": 0.1, "frequency_exponent": 0.1}
 """First steps of the refinement: factors of the first two, differences of the others."""
 
 
@@ -137,14 +137,14 @@ class Tuner:
         """Around the start, and all exponents that make sense."""
         at = self._values(start)
         around = {name: Range(at[name] / REACH, at[name] * REACH) for name in _BY_FACTOR}
-        return {**around, "popularity_exponent": Range(0, 0.8, False), "frequency_exponent": Range(0, 1.2, False)}
+        return {**around, "popularity_discount": Range(0, 0.8, False), "frequency_exponent": Range(0, 1.2, False)}
 
     def _values(self, parameters: FactorParameters) -> Values:
         size = self._size(parameters.unobserved_weight)
         return {
             "strength": parameters.regularization * size**parameters.frequency_exponent,
             "unobserved_weight": parameters.unobserved_weight,
-            "popularity_exponent": parameters.popularity_exponent,
+            "popularity_discount": parameters.popularity_discount,
             "frequency_exponent": parameters.frequency_exponent,
         }
 
@@ -233,7 +233,7 @@ def _describe(number: int, trial: Trial) -> str:
     p, q = trial.parameters, trial.quality
     return (
         f"trial {number}: {p.n_factors} factors, regularization {p.regularization:.4g}, exponent"
-        f" {p.frequency_exponent:.3f}, unobserved {p.unobserved_weight:.4g}, popularity {p.popularity_exponent:.3f} ->"
+        f" {p.frequency_exponent:.3f}, unobserved {p.unobserved_weight:.4g}, popularity {p.popularity_discount:.3f} ->"
         f" recall@20 {q.recall_at_20:.4f}, ndcg@20 {q.ndcg_at_20:.4f} after {p.n_sweeps} of {len(trial.curve)} sweeps,"
         f" {trial.seconds:.1f} s"
     )

@@ -17,7 +17,7 @@ from scipy import sparse
 from benchmarks.support.full_ranking import Quality, measure_ranking
 from benchmarks.support.ids_only import FinishedQuality, fit_ids, warm_up
 from benchmarks.support.measured_process import MemoryGrowth, pinned_blas
-from tasks.domain.factors import FactorParameters, FixedItems, compute_exposure, fold_in
+from tasks.domain.factors import FactorParameters, FixedItems, fold_in, weigh_items
 
 Floats = npt.NDArray[np.float32]
 
@@ -131,7 +131,7 @@ def fold_in_turns(
     with pinned_blas():
         model.recalculate_user(everybody[:1], histories[:1])  # computes its Gram matrix, once
         for _ in range(n_repeats):
-            items = FixedItems(factors, compute_exposure(likes, ours), ours)
+            items = FixedItems(factors, weigh_items(likes, ours), ours)
             solve_ours = lambda: fold_in(histories, items, n_threads=n_threads)  # noqa: B023, E731
             solve_theirs = lambda: model.recalculate_user(everybody, histories)  # noqa: E731
             turns.append([_seconds(call) for call in (solve_ours, solve_ours, solve_theirs)])

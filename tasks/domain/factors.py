@@ -2,16 +2,17 @@
 
 Alternating least squares as in Hu, Koren and Volinsky 2008 ("Collaborative Filtering for Implicit Feedback
 Datasets"), with the frequency-scaled penalty and the separate weight of unobserved pairs of Rendle, Krichene, Zhang
-and Koren 2021 ("Revisiting the Performance of iALS on Item Recommendation Benchmarks"), and unobserved pairs that weigh
-more where an item is popular, as in He, Zhang, Kan and Chua 2016 ("Fast Matrix Factorization for Online Recommendation
-with Implicit Feedback"). What is ours: signed confidence weights, and a share ``s = text_prior`` of a row's penalty
+and Koren 2021 ("Revisiting the Performance of iALS on Item Recommendation Benchmarks"). What is ours: signed confidence
+weights, which may fall with the popularity of the item; unobserved pairs that weigh less where an item is new; and a
+share ``s = text_prior`` of a row's penalty
 that pulls it toward ``B' t_i``, what a linear map of its features predicts:
 
     L = sum_observed |w| (p - <x, f>)^2  +  a * sum_ui e_i <x, f>^2  +  sum_u l_u |x_u|^2
         + sum_i l_i ((1 - s) |f_i|^2 + s |f_i - B' t_i|^2)  +  s * r * |B|^2
 
-with preference ``p = 1`` for a weight above 0 and ``p = 0`` below, exposure ``e_i = o_i (1 + likes of i)^g / mean``,
-where ``o_i`` is the share of everything that was seen in which i could have been seen, so 0 for a new item, and
+with preference ``p = 1`` for a weight above 0 and ``p = 0`` below, a weight ``w`` that is the given one times
+``(likes of i)^-g / mean``, exposure ``e_i`` in [0, 1], the share of everything that was seen in which i could have been
+seen, so 0 for a new item, and
 ``l = regularization * (sum |w| + a * n)^h`` over the row's entries, with n rows on the other side. Users may have
 features too, with a map of their own; their term is like that of the items. A map is the ridge regression over rows
 with some history; for the others its pull is not part of L, they follow. Every half-step lowers L over its block, so L
@@ -58,8 +59,8 @@ class FactorParameters:
     """How the penalty grows with the size of a history: 0 not at all, 1 in proportion."""
     unobserved_weight: float = 0.2
     """Weight of every pair, seen or not, as one of preference 0."""
-    popularity_exponent: float = 0.0
-    """How that weight grows with the likes of an item: 0 not at all, 1 in proportion."""
+    popularity_discount: float = 0.0
+    """How the weight of an interaction falls with the likes of its item: 0 not at all, 1 in inverse proportion."""
     text_prior: float = 1.0
     """Share, in [0, 1], of a row's penalty that pulls it toward what its features predict instead of zero."""
     text_ridge: float = 10.0
@@ -88,13 +89,21 @@ class Sweep(NamedTuple):
     metric: float | None
 
 
+class ItemWeights(NamedTuple):
+    """What items weigh: ``exposure`` (n_items,) in the unobserved part, and ``confidence`` (n_items,), the factor on
+    the weights of their interactions."""
+
+    exposure: Floats
+    confidence: Floats
+
+
 class FactorModel(NamedTuple):
-    """A fit: ``users`` (n_users, d) and ``items`` (n_items, d), ``exposure`` (n_items,), the maps from features to
+    """A fit: ``users`` (n_users, d) and ``items`` (n_items, d) with their ``weights``, the maps from features to
     factors (width, d), all float32, and what each sweep came to."""
 
     users: Floats
     items: Floats
-    exposure: Floats
+    weights: ItemWeights
     item_map: Floats
     user_map: Floats
     sweeps: tuple[Sweep, ...]
@@ -137,8 +146,8 @@ def fit_factors(
     """
     matrix = _checked(interactions, item_features, user_features, parameters)
     n_likes = np.bincount(matrix.indices[matrix.data > 0], minlength=matrix.shape[1])
-    exposure = compute_exposure(n_likes, parameters, opportunity)
-    fit = _Fit(matrix, item_features, user_features, exposure, parameters, solver or ThreadedSolver(n_threads))
+    weights = weigh_items(n_likes, parameters, opportunity)
+    fit = _Fit(matrix, item_features, user_features, weights, parameters, solver or ThreadedSolver(n_threads))
     fit.begin(_start(matrix.shape[1], parameters, start), warm=start is not None)
     sweeps: list[Sweep] = []
     for number in range(1, parameters.n_sweeps + 1):
@@ -161,19 +170,19 @@ def best_sweep(sweeps: list[Sweep] | tuple[Sweep, ...]) -> int:
 
 
 class FixedItems:
-    """Item factors that users are solved against: ``factors`` (n_items, d) and ``exposure`` (n_items,) of one model.
+    """Item factors that users are solved against: ``factors`` (n_items, d) and the ``weights`` of the items.
 
     Their Gram matrix is diagonalised once, for many calls of ``fold_in`` and ``attribute_scores``.
     """
 
-    def __init__(self, factors: Floats, exposure: Floats, parameters: FactorParameters) -> None:
-        self.factors, self.exposure, self.parameters = factors, exposure, parameters
+    def __init__(self, factors: Floats, weights: ItemWeights, parameters: FactorParameters) -> None:
+        self.factors, self.weights, self.parameters = factors, weights, parameters
 
     @cached_property
     def basis(self) -> Basis:
         """Where their Gram matrix is diagonal."""
         with threads(1) as run:
-            return find_basis(self.factors, self.exposure, run)
+            return find_basis(self.factors, self.weights.exposure, run)
 
     @cached_property
     def rotated(self) -> Floats:
@@ -187,14 +196,14 @@ class FixedItems:
         self, interactions: sparse.csr_matrix, texts: TextTerms | None = None, features: Features | None = None
     ) -> tuple[Side, Floats]:
         """Users as rows to be solved, and the fixed factors of their columns, rotated: the items, then the texts."""
-        fixed = self.rotated
+        fixed, interactions = self.rotated, discount(interactions, self.weights)
         if texts is not None and len(texts.weight):
             weight = texts.weight * np.float32(self.parameters.user_text_weight)
             cells = (weight, (texts.user, np.arange(len(weight))))
             block = sparse.csr_matrix(cells, shape=(interactions.shape[0], len(weight)), dtype=np.float32)
             interactions = sparse.hstack([interactions, block], format="csr", dtype=np.float32)
             fixed = np.concatenate([fixed, (texts.factors @ self.basis.rotation).astype(np.float32)])
-        return user_side(interactions, self.exposure, self.parameters, features), fixed
+        return user_side(interactions, self.weights.exposure, self.parameters, features), fixed
 
 
 def fold_in(
@@ -227,7 +236,7 @@ def user_side(
 ) -> Side:
     """Users as rows, against items with the given exposure."""
     unobserved = np.full(interactions.shape[0], parameters.unobserved_weight, np.float32)
-    penalty = _penalty(_sizes(interactions), float(exposure.sum()), parameters)
+    penalty = _penalty(_sizes(interactions), float(len(exposure)), parameters)
     return Side(interactions, unobserved, exposure, penalty, features, _pull(penalty, features, parameters.user_prior))
 
 
@@ -241,16 +250,27 @@ def item_side(
     return Side(by_item, unobserved, everybody, penalty, features, _pull(penalty, features, parameters.text_prior))
 
 
-def compute_exposure(
+def weigh_items(
     n_likes: npt.NDArray[Any], parameters: FactorParameters, opportunity: Floats | None = None
-) -> Floats:
-    """Weight of each item in the unobserved part, (n_items,) float32: e of the module docstring.
+) -> ItemWeights:
+    """Weights of items by their number of likes, (n_items,): the confidence is 1 in the mean over all likes.
 
-    That nobody met an item says little about it where there was little ``opportunity`` (n_items,) to.
+    That somebody did not meet an item says little about it where there was little ``opportunity`` (n_items,) to, which
+    is 1 if None.
     """
-    grown = (1.0 + np.asarray(n_likes, np.float64)) ** parameters.popularity_exponent
-    exposure: Floats = (grown / (grown.mean() if len(grown) else 1.0)).astype(np.float32)
-    return exposure if opportunity is None else exposure * opportunity.astype(np.float32)
+    counts = np.maximum(np.asarray(n_likes, np.float64), 1)
+    confidence = counts**-parameters.popularity_discount
+    confidence /= (counts @ confidence) / counts.sum() if len(counts) else 1.0
+    exposure = np.ones(len(counts), np.float32) if opportunity is None else opportunity.astype(np.float32)
+    return ItemWeights(exposure, confidence.astype(np.float32))
+
+
+def discount(interactions: sparse.csr_matrix, weights: ItemWeights) -> sparse.csr_matrix:
+    """The interactions (n_users, n_items), weighted with the confidence of their items."""
+    if (weights.confidence == 1).all():
+        return interactions
+    data = interactions.data * weights.confidence[interactions.indices]
+    return sparse.csr_matrix((data, interactions.indices, interactions.indptr), shape=interactions.shape)
 
 
 class _Fit:
@@ -264,14 +284,17 @@ class _Fit:
         matrix: sparse.csr_matrix,
         item_features: Features,
         user_features: Features | None,
-        exposure: Floats,
+        weights: ItemWeights,
         parameters: FactorParameters,
         solver: RowSolver,
     ) -> None:
-        self._parameters, self._solver = parameters, solver
+        self._parameters, self._solver, self._weights = parameters, solver, weights
+        matrix = discount(matrix, weights)
         by_item = matrix.T.tocsr()
-        self._users_side = user_side(matrix, exposure, parameters, _given(user_features, parameters.user_prior))
-        self._items_side = item_side(by_item, exposure, parameters, _given(item_features, parameters.text_prior))
+        self._users_side = user_side(matrix, weights.exposure, parameters, _given(user_features, parameters.user_prior))
+        self._items_side = item_side(
+            by_item, weights.exposure, parameters, _given(item_features, parameters.text_prior)
+        )
         self._user_ridge = _ridge(self._users_side, parameters.user_prior * parameters.text_ridge)
         self._item_ridge = _ridge(self._items_side, parameters.text_prior * parameters.text_ridge)
         self._widths = item_features.shape[1], 0 if user_features is None else user_features.shape[1]
@@ -307,7 +330,7 @@ class _Fit:
             np.zeros((width, len(back)), np.float32) if learned is None else (learned @ back).astype(np.float32)
             for learned, width in zip((self._item_map, self._user_map), self._widths, strict=True)
         ]
-        return FactorModel(self.users, self.items, self._users_side.column_weight, maps[0], maps[1], sweeps)
+        return FactorModel(self.users, self.items, self._weights, maps[0], maps[1], sweeps)
 
     def _turn(self, basis: Basis) -> None:
         """Follow a half-step into its basis with what it did not turn itself."""
@@ -444,7 +467,7 @@ def _check_parameters(parameters: FactorParameters) -> None:
         ("regularization", 0 < parameters.regularization < np.inf, "above 0"),
         ("unobserved_weight", 0 <= parameters.unobserved_weight < np.inf, "at least 0"),
         ("frequency_exponent", bool(np.isfinite(parameters.frequency_exponent)), "a finite number"),
-        ("popularity_exponent", bool(np.isfinite(parameters.popularity_exponent)), "a finite number"),
+        ("popularity_discount", bool(np.isfinite(parameters.popularity_discount)), "a finite number"),
         ("text_prior", 0 <= parameters.text_prior <= 1, "between 0 and 1"),
         ("user_prior", 0 <= parameters.user_prior <= 1, "between 0 and 1"),
         ("text_ridge", 0 < parameters.text_ridge < np.inf, "above 0"),

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from tasks.domain.factors import FactorParameters, Sweep, best_sweep, fit_factors
+from tasks.domain.factors import FactorParameters, Sweep, best_sweep, fit_factors, weigh_items
 from tasks.domain.fusion import Bucket, Fusion
 from tasks.domain.half_steps import RowSolver
 from tasks.domain.histories import InteractionLog, TextLog, build_histories, select_users, truncate_histories
@@ -87,12 +87,17 @@ def fit_items(
     factors, and the fit ends when it no longer rises. A log without a positive interaction gives zeros: such a version
     serves by text alone. The other arguments are those of ``fit_factors``, and so are the errors.
     """
-    prior, exposure = compute_prior(log), np.ones(log.n_items, np.float32)
+    prior = compute_prior(log)
     if not prior.any() and np.isfinite(log.weight).all():
         factors = np.zeros((len(catalog.item_ids), parameters.n_factors), np.float32)
         text_map = np.zeros((catalog.text.shape[1], parameters.n_factors), np.float32)
         user_map = None if log.user_features is None else np.zeros((log.user_features.shape[1], factors.shape[1]), "f4")
-        return FittedItems(ItemSpace(catalog.item_ids, catalog.text, factors, prior, text_map, exposure, user_map), ())
+        return FittedItems(
+            ItemSpace(
+                catalog.item_ids, catalog.text, factors, prior, text_map, weigh_items(prior, parameters), user_map
+            ),
+            (),
+        )
     matrix = log.matrix()
     matrix.eliminate_zeros()
     fit = fit_factors(
@@ -110,7 +115,7 @@ def fit_items(
     )
     text_map = fit.item_map[: catalog.text.shape[1]]
     user_map = None if log.user_features is None else fit.user_map
-    space = ItemSpace(catalog.item_ids, catalog.text, fit.items, prior, text_map, fit.exposure, user_map)
+    space = ItemSpace(catalog.item_ids, catalog.text, fit.items, prior, text_map, fit.weights, user_map)
     return FittedItems(space, fit.sweeps)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from tasks.domain.factors import FactorParameters, FixedItems, TextTerms, fold_in
+from tasks.domain.factors import FactorParameters, FixedItems, ItemWeights, TextTerms, fold_in
 from tasks.domain.features import NO_FEATURES, FeatureSpace
 from tasks.domain.fusion import Fusion
 from tasks.domain.records import EventType
@@ -36,9 +36,9 @@ class ItemSpace:
     """The items of one model version, row by row, sorted by id.
 
     ``text`` (n, text_width) float32, unit rows or zero where an item has no text; ``factors`` (n, n_factors) float32;
-    ``prior`` (n,) float32; ``text_map`` (text_width, n_factors) float32 predicts factors from text; ``exposure`` (n,)
-    float32 is what an item that somebody has not met counts in their half-step. ``user_map`` (width, n_factors)
-    float32 predicts the factors of users from their attributes, whose columns ``user_space`` names; None where the
+    ``prior`` (n,) float32; ``text_map`` (text_width, n_factors) float32 predicts factors from text; ``weights`` are
+    what the items weigh in a user's half-step. ``user_map`` (width, n_factors) float32 predicts the factors of users
+    from their attributes, whose columns ``user_space`` names; None where the
     version knows no attributes.
     """
 
@@ -47,7 +47,7 @@ class ItemSpace:
     factors: Floats
     prior: Floats
     text_map: Floats
-    exposure: Floats
+    weights: ItemWeights
     user_map: Floats | None = None
     user_space: FeatureSpace = NO_FEATURES
 
@@ -59,7 +59,7 @@ class ItemSpace:
     def fixed(self, parameters: FactorParameters) -> FixedItems:
         """The factors, ready for users to be solved against them; kept for the next call."""
         if parameters not in self._fixed:
-            self._fixed[parameters] = FixedItems(self.factors, self.exposure, parameters)
+            self._fixed[parameters] = FixedItems(self.factors, self.weights, parameters)
         return self._fixed[parameters]
 
     @cached_property
@@ -147,7 +147,7 @@ class Recipe:
     def from_json(cls, recipe: str, fusion: str) -> "Recipe":
         """The inverse of ``to_json`` and ``Fusion.to_json``."""
         document = json.loads(recipe)
-        parameters = {"popularity_exponent": 0.0, **document["factor_parameters"]}  # versions before it was known
+        parameters = {"popularity_discount": 0.0, **document["factor_parameters"]}  # versions before it was known
         document["factor_parameters"] = FactorParameters(**parameters)
         document["event_types"] = tuple(EventType(**event_type) for event_type in document["event_types"])
         return cls(fusion=Fusion.from_json(fusion), **document)

@@ -24,7 +24,7 @@ from tasks.training_inputs import fixed_threads
 
 N_USERS, N_ITEMS = 300, 200
 PARAMETERS = FactorParameters(
-    n_factors=16, regularization=0.1, unobserved_weight=0.1, popularity_exponent=0.5, text_prior=0.7, text_ridge=1.0,
+    n_factors=16, regularization=0.1, unobserved_weight=0.1, popularity_discount=0.5, text_prior=0.7, text_ridge=1.0,
     n_sweeps=4,
 )  # fmt: skip
 SOLVERS = (

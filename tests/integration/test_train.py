@@ -209,7 +209,7 @@ class Diverging:
 def test_a_fit_that_diverges_publishes_nothing(small_world):
     resources = Diverging(small_world.resources)
     plan = plan_version(resources, now=small_world.tick())
-    with pytest.raises(TrainingError, match="regularization = -5.0"):
+    with pytest.raises(TrainingError, match=r"regularization = -5\.0"):
         learn_version(resources, plan, now=small_world.tick())
     assert set(counts(small_world, plan.version).values()) == {0}
 

@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 
 from tasks.domain.explanations import name_reasons, phrase_reasons, reasons_to_json, split_by_reason
-from tasks.domain.factors import FactorParameters
+from tasks.domain.factors import FactorParameters, ItemWeights
 from tasks.domain.fusion import Bucket, Fusion, fuse_items, fuse_queries, split_scores
 from tasks.domain.profiles import Histories, ItemSpace, Recipe, compute_profiles
 from tasks.domain.records import Because, Recommendation
@@ -28,7 +28,7 @@ def items():
         factors=rng.normal(size=(N_ITEMS, N_FACTORS)).astype(np.float32),
         prior=rng.random(N_ITEMS).astype(np.float32),
         text_map=rng.normal(size=(TEXT_WIDTH, N_FACTORS)).astype(np.float32),
-        exposure=rng.random(N_ITEMS).astype(np.float32),
+        weights=ItemWeights(*rng.random((2, N_ITEMS)).astype(np.float32)),
     )
 
 

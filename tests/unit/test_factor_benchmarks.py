@@ -206,11 +206,11 @@ def test_what_is_measured_after_a_sweep_is_the_fit_of_so_many_sweeps():
 
 
 def test_steps_find_the_best_values_and_repeat_none():
-    values = {"strength": 1.0, "unobserved_weight": 0.1, "popularity_exponent": 0.0, "frequency_exponent": 0.5}
+    values = {"strength": 1.0, "unobserved_weight": 0.1, "popularity_discount": 0.0, "frequency_exponent": 0.5}
 
     def distance(at):
         off = [np.log(at["strength"] / 4), np.log(at["unobserved_weight"] / 0.05)]
-        return sum(x * x for x in (*off, at["popularity_exponent"] - 0.3, at["frequency_exponent"] - 0.6))
+        return sum(x * x for x in (*off, at["popularity_discount"] - 0.3, at["frequency_exponent"] - 0.6))
 
     steps, best, seen = propose_steps(values), values, [values]
     proposed = next(steps)

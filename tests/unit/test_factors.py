@@ -10,9 +10,9 @@ from tasks.domain.errors import TrainingError
 from tasks.domain.factors import (
     FactorParameters,
     FixedItems,
+    ItemWeights,
     TextTerms,
     best_sweep,
-    compute_exposure,
     fit_factors,
     fold_in,
     item_side,
@@ -21,7 +21,7 @@ from tasks.domain.factors import (
 from tasks.domain.half_steps import ThreadedSolver, find_basis, threads
 
 SMALL = FactorParameters(
-    n_factors=8, regularization=0.25, frequency_exponent=0.5, unobserved_weight=0.2, popularity_exponent=0.5,
+    n_factors=8, regularization=0.25, frequency_exponent=0.5, unobserved_weight=0.2, popularity_discount=0.5,
     text_prior=1.0, text_ridge=1.0, n_sweeps=6,
 )  # fmt: skip
 
@@ -38,18 +38,18 @@ def random_world(n_users=30, n_items=40, width=12, seed=0, *, every_item=False):
 
 
 def fixed_items(fit, parameters=SMALL):
-    return FixedItems(fit.items, fit.exposure, parameters)
+    return FixedItems(fit.items, fit.weights, parameters)
 
 
-def reference_user(row, items, exposure, parameters):
+def reference_user(row, items, weights, parameters):
     """The normal equations of one row, written out in double precision."""
-    items, exposure = items.astype(np.float64), exposure.astype(np.float64)
+    items, exposure, row = items.astype(np.float64), weights.exposure.astype(np.float64), row * weights.confidence
     system = parameters.unobserved_weight * items.T @ (items * exposure[:, None])
     side = np.zeros(items.shape[1])
     for column, weight in enumerate(row):
         system += abs(weight) * np.outer(items[column], items[column])
         side += max(weight, 0) * items[column]
-    spread = np.abs(row).sum() + parameters.unobserved_weight * exposure.sum()
+    spread = np.abs(row).sum() + parameters.unobserved_weight * len(items)
     penalty = parameters.regularization * spread**parameters.frequency_exponent
     return np.linalg.solve(system + penalty * np.eye(len(side)), side)
 
@@ -58,19 +58,20 @@ def test_fold_in_solves_the_normal_equations():
     matrix, texts = random_world()
     fit = fit_factors(matrix, texts, SMALL)
     rows = matrix.toarray().astype(np.float64)
-    expected = np.array([reference_user(row, fit.items, fit.exposure, SMALL) for row in rows])
+    expected = np.array([reference_user(row, fit.items, fit.weights, SMALL) for row in rows])
     assert np.abs(fold_in(matrix, fixed_items(fit)) - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 def test_items_are_solved_by_the_same_function():
     """Items against fixed users: the transposed call, where every user counts alike."""
     matrix, texts = random_world()
-    plain = replace(SMALL, popularity_exponent=0.0)
+    plain = replace(SMALL, popularity_discount=0.0)
     fit = fit_factors(matrix, texts, plain)
-    everybody = FixedItems(fit.users, np.ones(len(fit.users), np.float32), plain)
+    alike = ItemWeights(*np.ones((2, len(fit.users)), np.float32))
+    everybody = FixedItems(fit.users, alike, plain)
     solved = fold_in(matrix.T.tocsr(), everybody)
     rows = matrix.T.toarray().astype(np.float64)
-    expected = np.array([reference_user(row, fit.users, np.ones(len(fit.users)), plain) for row in rows])
+    expected = np.array([reference_user(row, fit.users, alike, plain) for row in rows])
     assert np.abs(solved - expected).max() < 1e-5 * np.abs(expected).max()
 
 
@@ -81,9 +82,9 @@ def test_very_different_weights_and_lengths_are_solved_exactly():
     for row in range(20):
         dense[row, rng.choice(300, 1 + 15 * row, replace=False)] = 10.0 ** rng.uniform(-3, 3)
     parameters = replace(SMALL, n_factors=16, regularization=0.01, unobserved_weight=0.001)
-    exposure = compute_exposure((dense > 0).sum(axis=0), parameters)
-    expected = np.array([reference_user(row, items, exposure, parameters) for row in dense.astype(np.float64)])
-    solved = fold_in(sparse.csr_matrix(dense), FixedItems(items, exposure, parameters))
+    weights = ItemWeights(*rng.random((2, 300)).astype(np.float32))
+    expected = np.array([reference_user(row, items, weights, parameters) for row in dense.astype(np.float64)])
+    solved = fold_in(sparse.csr_matrix(dense), FixedItems(items, weights, parameters))
     assert np.abs(solved - expected).max() < 1e-5 * np.abs(expected).max()
 
 
@@ -115,7 +116,7 @@ def test_threads_and_repetition_change_nothing_but_the_seed_does():
 @pytest.mark.parametrize("exponent", [0.0, 0.5])
 def test_the_loss_never_rises(text_prior, exponent):
     matrix, texts = random_world(every_item=True)
-    parameters = replace(SMALL, text_prior=text_prior, popularity_exponent=exponent, n_sweeps=25)
+    parameters = replace(SMALL, text_prior=text_prior, popularity_discount=exponent, n_sweeps=25)
     users = np.random.default_rng(1).normal(size=(matrix.shape[0], 3)).astype(np.float32)
     losses = [sweep.loss for sweep in fit_factors(matrix, texts, parameters, user_features=users).sweeps]
     assert all(after <= before * (1 + 1e-6) for before, after in pairwise(losses))
@@ -132,24 +133,25 @@ def test_the_loss_is_the_objective_written_out():
         seen.update(users=users.astype(np.float64), items=items.astype(np.float64))
         return 0.0
 
-    fit = fit_factors(matrix, texts, parameters, measure=keep, patience=9)
+    opportunity = np.random.default_rng(1).random(11).astype(np.float32)
+    fit = fit_factors(matrix, texts, parameters, opportunity=opportunity, measure=keep, patience=9)
     users, items, dense = seen["users"], seen["items"], matrix.toarray().astype(np.float64)
     turn = np.linalg.lstsq(fit.items.astype(np.float64), items, rcond=None)[0]
     text_map = fit.item_map @ turn
-    expected, exposure = 0.0, fit.exposure.astype(np.float64)
+    expected, dense = 0.0, dense * fit.weights.confidence
 
-    def penalty(size, unobserved, others):
-        return parameters.regularization * (size + parameters.unobserved_weight * unobserved * others) ** 0.5
+    def penalty(size, others):
+        return parameters.regularization * (size + parameters.unobserved_weight * others) ** 0.5
 
     for u in range(9):
-        expected += penalty(np.abs(dense[u]).sum(), 1, exposure.sum()) * users[u] @ users[u]
+        expected += penalty(np.abs(dense[u]).sum(), 11) * users[u] @ users[u]
         for i in range(11):
             score = users[u] @ items[i]
             expected += abs(dense[u, i]) * ((dense[u, i] > 0) - score) ** 2
-            expected += parameters.unobserved_weight * exposure[i] * score**2
+            expected += parameters.unobserved_weight * opportunity[i] * score**2
     for i in range(11):
         away = items[i] - texts[i] @ text_map
-        strength = penalty(np.abs(dense[:, i]).sum(), exposure[i], 9)
+        strength = penalty(np.abs(dense[:, i]).sum(), 9)
         expected += strength * (0.3 * items[i] @ items[i] + 0.7 * away @ away)
     expected += 0.7 * parameters.text_ridge * (text_map**2).sum()
     assert fit.sweeps[-1].loss == pytest.approx(expected, rel=1e-4)
@@ -248,29 +250,31 @@ def test_a_cold_item_starts_where_its_text_points():
     assert users.shape == (30, 8)
 
 
-def test_the_first_interaction_never_lowers_an_items_mean_score():
-    """One click on an item without any raises what everybody's mean score of it is, whoever clicked, without a jump."""
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.02), (0.0, 0.0), (1.0, 1.0)])
+def test_the_first_interaction_never_lowers_an_items_mean_score(before, after):
+    """One click on an item without any raises what everybody's mean score of it is, whoever clicked, without a jump:
+    whether the item is new, and little was seen since it came, or was always there."""
     matrix, texts = random_world(n_items=60, seed=2)
     matrix.data = np.abs(matrix.data)
     cold = np.arange(50, 60)
     warm = sparse.csr_matrix(matrix.multiply(~np.isin(np.arange(60), cold)))
     warm.eliminate_zeros()
-    fit = fit_factors(warm, texts, SMALL)
+    exposure = np.where(np.arange(60) < 50, 1, before).astype(np.float32)
+    fit = fit_factors(warm, texts, SMALL, opportunity=exposure)
     mean = fit.users.mean(axis=0)
-    before = solve_items(warm, fit, texts)[cold] @ mean
-    assert before.max() > 0
+    level = solve_items(warm, fit, texts, exposure)[cold] @ mean
+    exposure[cold] = after
     for user in range(matrix.shape[0]):
         clicked = warm.tolil()
         clicked[user, cold] = 1.0
-        rise = solve_items(clicked.tocsr(), fit, texts)[cold] @ mean - before
+        rise = solve_items(clicked.tocsr(), fit, texts, exposure)[cold] @ mean - level
         assert (rise >= -1e-6).all()
         assert rise.max() < (fit.items @ mean).max()
 
 
-def solve_items(matrix, fit, texts, parameters=SMALL):
-    """The item half-step against the users of a fit, with its map, for other interactions; exposure as they give it."""
-    n_likes = np.asarray((matrix > 0).sum(axis=0)).ravel()
-    side = item_side(matrix.T.tocsr(), compute_exposure(n_likes, parameters), parameters, texts)
+def solve_items(matrix, fit, texts, exposure, parameters=SMALL):
+    """The item half-step against the users of a fit, with its map, for other interactions."""
+    side = item_side(matrix.T.tocsr(), exposure, parameters, texts)
     items, users = np.zeros_like(fit.items), fit.users.copy()
     basis = ThreadedSolver()(side, users, items, fit.item_map, exact=True)
     return items @ basis.rotation.T
@@ -282,8 +286,11 @@ def test_a_new_item_can_compete_with_a_known_one():
     kind = np.arange(41) % 4
     dense = (rng.random((80, 41)) < np.where(kind == 0, 0.7, 0.05)).astype(np.float32)
     dense[:, 40] = 0
-    fit = fit_factors(sparse.csr_matrix(dense), np.eye(4, dtype=np.float32)[kind], SMALL)
+    opportunity = np.where(np.arange(41) < 40, 1, 0).astype(np.float32)
+    fit = fit_factors(sparse.csr_matrix(dense), np.eye(4, dtype=np.float32)[kind], SMALL, opportunity=opportunity)
     level = fit.items @ fit.users.mean(axis=0)
+    held = fit_factors(sparse.csr_matrix(dense), np.eye(4, dtype=np.float32)[kind], SMALL)
+    assert level[40] > 1.2 * (held.items @ held.users.mean(axis=0))[40]
     assert level[40] > np.median(level[:40][kind[:40] != 0])
 
 

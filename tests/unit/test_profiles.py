@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 
 from tasks.domain.errors import InputError
-from tasks.domain.factors import FactorParameters, fold_in
+from tasks.domain.factors import FactorParameters, ItemWeights, fold_in
 from tasks.domain.fusion import Bucket, Fusion, fuse_items, fuse_queries, split_scores
 from tasks.domain.histories import select_users
 from tasks.domain.profiles import (
@@ -40,7 +40,14 @@ def items():
     factors = rng.normal(size=(N_ITEMS, N_FACTORS)).astype(np.float32)
     prior = rng.random(N_ITEMS).astype(np.float32)
     text_map = rng.normal(size=(WIDTH, N_FACTORS)).astype(np.float32)
-    return ItemSpace(tuple(f"i{n:02}" for n in range(N_ITEMS)), text, factors, prior, text_map, rng.random(N_ITEMS).astype(np.float32))
+    return ItemSpace(
+        tuple(f"i{n:02}" for n in range(N_ITEMS)),
+        text,
+        factors,
+        prior,
+        text_map,
+        ItemWeights(*rng.random((2, N_ITEMS)).astype(np.float32)),
+    )
 
 
 @pytest.fixture
