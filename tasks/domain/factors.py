@@ -45,6 +45,8 @@ from tasks.domain.half_steps import (
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+_BLOCK_ROWS = 8192
+_BLOCK_ENTRIES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,7 @@ def fit_factors(
     values out of range, for a matrix without a positive weight, and for a fit that diverges.
     """
     matrix = _checked(interactions, item_features, user_features, parameters)
-    n_likes = np.bincount(matrix.indices[matrix.data > 0], minlength=matrix.shape[1])
-    weights = weigh_items(n_likes, parameters, opportunity)
+    weights = weigh_items(_count_likes(matrix), parameters, opportunity)
     fit = _Fit(matrix, item_features, user_features, weights, parameters, solver or ThreadedSolver(n_threads))
     fit.begin(_start(matrix.shape[1], parameters, start), warm=start is not None)
     sweeps: list[Sweep] = []
@@ -380,8 +381,8 @@ def _penalty_loss(side: Side, rows: Floats, learned: Floats | None) -> float:
     """Penalties of the rows with some history; what the others cost is not part of the objective."""
     known = np.flatnonzero(np.diff(side.interactions.indptr) > 0)
     total = 0.0
-    for start in range(0, len(known), 8192):
-        some = known[start : start + 8192]
+    for start in range(0, len(known), _BLOCK_ROWS):
+        some = known[start : start + _BLOCK_ROWS]
         part, target = rows[some].astype(np.float64), side.target(some, learned)
         total += float(side.penalty[some] @ np.einsum("nd,nd->n", part, part))
         if len(target) and side.pull is not None:  # l |f|^2 - 2 <f, q> + |q|^2 / q's weight, with q = s l B' t
@@ -390,9 +391,11 @@ def _penalty_loss(side: Side, rows: Floats, learned: Floats | None) -> float:
 
 
 def _weighted_squares(rows: Floats, weight: Floats) -> Doubles:
-    blocks = range(0, len(rows), 8192)
-    parts = [np.einsum("nd,nd,n->d", rows[b : b + 8192], rows[b : b + 8192], weight[b : b + 8192]) for b in blocks]
-    return np.asarray(np.sum([part.astype(np.float64) for part in parts], axis=0))
+    total = np.zeros(rows.shape[1])
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        some = slice(start, start + _BLOCK_ROWS)
+        total += np.einsum("nd,nd,n->d", rows[some], rows[some], weight[some])
+    return total
 
 
 def _start(n_items: int, parameters: FactorParameters, given: Floats | None) -> Floats:
@@ -423,7 +426,22 @@ def _pull(penalty: Floats, features: Features | None, share: float) -> Floats | 
 
 
 def _sizes(interactions: sparse.csr_matrix) -> Doubles:
-    return np.asarray(abs(interactions).sum(axis=1), np.float64).ravel()
+    """Sum of the sizes of the weights of each row, without a copy of all of them."""
+    sizes = np.zeros(interactions.shape[0])
+    for start in range(0, len(sizes), _BLOCK_ROWS):
+        rows = interactions.indptr[start : start + _BLOCK_ROWS + 1]
+        running = np.concatenate([[0.0], np.cumsum(np.abs(interactions.data[rows[0] : rows[-1]]), dtype=np.float64)])
+        sizes[start : start + _BLOCK_ROWS] = np.diff(running[rows - rows[0]])
+    return sizes
+
+
+def _count_likes(interactions: sparse.csr_matrix) -> npt.NDArray[np.int64]:
+    counts = np.zeros(interactions.shape[1], np.int64)
+    for start in range(0, interactions.nnz, _BLOCK_ENTRIES):
+        some = slice(start, start + _BLOCK_ENTRIES)
+        liked = interactions.indices[some][interactions.data[some] > 0]
+        counts += np.bincount(liked, minlength=len(counts))
+    return counts
 
 
 def _checked(
