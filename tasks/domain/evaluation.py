@@ -16,14 +16,15 @@ from tasks.domain.half_steps import RowSolver
 from tasks.domain.histories import build_histories, select_users
 from tasks.domain.learning import BUCKET_STARTS, Catalog, fit_items
 from tasks.domain.metrics import Interval, Ranking, coverage, mean_interval, rank_users
-from tasks.domain.profiles import ItemSpace, Profiles, Recipe, compute_profiles
+from tasks.domain.neighbours import fit_neighbours, score_by_neighbours
+from tasks.domain.profiles import Histories, ItemSpace, Profiles, Recipe, compute_profiles, weigh_recency
 from tasks.domain.splits import Split, SplitName
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
-Policy = Literal["fused", "factors", "text", "popularity", "champion"]
-OWN_POLICIES: tuple[Policy, ...] = ("fused", "factors", "text", "popularity")
+Policy = Literal["fused", "factors", "text", "neighbours", "popularity", "champion"]
+OWN_POLICIES: tuple[Policy, ...] = ("fused", "factors", "text", "neighbours", "popularity")
 """What is measured of every new version. A champion is measured beside it."""
 MAX_TEST_USERS = 5000
 _CHUNK_CELLS = 4_000_000
@@ -97,7 +98,12 @@ def evaluate_split(
     profiles = compute_profiles(histories, items, recipe, n_threads=n_threads)
     rankings = {}
     for policy in policies:
-        scored = _popularity(split, users) if policy == "popularity" else _scores(policy, profiles, items, recipe)
+        if policy == "popularity":
+            scored = _popularity(split, users)
+        elif policy == "neighbours":
+            scored = _neighbours(split, weigh_recency(histories, items, recipe)[0], n_threads)
+        else:
+            scored = _scores(policy, profiles, items, recipe)
         rankings[policy] = _rank(scored, split, users)
     return SplitResult(rankings, profiles.n_history, split.train.n_items)
 
@@ -136,6 +142,14 @@ def _scores(policy: Policy, profiles: Profiles, items: ItemSpace, recipe: Recipe
     queries = fuse_queries(profiles.text, profiles.factors, alpha, beta, recipe.fusion)
     for part in _chunks(len(queries), len(stored)):
         yield part, queries[part] @ stored.T
+
+
+def _neighbours(split: Split, recent: Histories, n_threads: int) -> _Scored:
+    """What the liked items say through their neighbours, alone: nothing is filled up."""
+    strengths = fit_neighbours(split.train.matrix(), n_threads=n_threads).strengths
+    scores = score_by_neighbours(recent.interactions, strengths)
+    for part in _chunks(*scores.shape):
+        yield part, scores[part].toarray()
 
 
 def _popularity(split: Split, users: Integers) -> _Scored:
