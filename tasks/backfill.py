@@ -44,8 +44,8 @@ def _known(warehouse: Warehouse, user_ids: Sequence[str]) -> list[str]:
     unknown = sorted(set(user_ids) - set(found))
     if unknown:
         raise NotFoundError(
-            f"A backfill was asked for {len(unknown)} users who have no event, the first of them {unknown[0]!r}. "
-            'See who has: nearline sql "from fct_interactions"'
+            f"A backfill was asked for {len(unknown)} users of whom nothing is known, {unknown[0]!r} is the first. "
+            'Those there are: nearline sql "from stg_users"'
         )
     return found
 

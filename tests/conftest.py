@@ -299,6 +299,25 @@ def two_versions(published_home, tmp_path):
     return copied_world(published_home, tmp_path / "var")
 
 
+@pytest.fixture(scope="session")
+def told_home(trained_home, tmp_path_factory):
+    """Built once: users told what they are, pilots those of one taste and cooks those of the other, and ``v2``, which
+    serves, has learned from it. The user ``silent`` told it too, and has done nothing."""
+    _, built = trained_home
+    world = copied_world(built, tmp_path_factory.mktemp("told") / "var")
+    told = {f"u{user:02}": {"job": ("pilot", "cook")[user % 2], "age": 20 + user} for user in range(30)}
+    world.add_users(**told, silent={"job": "cook", "age": 30})
+    world.train("v2")
+    world.publish("v2")
+    return world
+
+
+@pytest.fixture
+def told_world(told_home, tmp_path):
+    """A copy of the world in which users told something of themselves."""
+    return copied_world(told_home, tmp_path / "var")
+
+
 def copied_world(built: SmallWorld, copy) -> SmallWorld:
     """The same world in another folder."""
     copy_home(built.resources.home, copy)
