@@ -166,7 +166,7 @@ def _add_wanted(columns: Indices, weight: Floats, fixed: Floats, r: Reals, m: Re
     """Add ``sum_{w > 0} w f`` to r, and return the size of the whole right side in the norm of the residuals."""
     d = len(r)
     for e in range(len(columns)):
-        f, w = fixed[columns[e]], max(weight[e], np.float32(0))
+        f, w = fixed[columns[e]], r.dtype.type(max(weight[e], np.float32(0)))
         for a in range(d):
             r[a] += w * f[a]
     scale = 0.0
