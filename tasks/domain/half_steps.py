@@ -148,7 +148,7 @@ def find_basis(fixed: Floats, column_weight: Floats, run: Run[Any]) -> Basis:
             "The factor fit diverged: its factors are no longer finite numbers. Raise the regularization or the"
             " unobserved weight, and look at the weights of the interactions."
         )
-    spectrum, rotation = linalg.eigh((total + total.T) / 2, check_finite=False)
+    spectrum, rotation = linalg.eigh((total + total.T) / 2, driver="evd", check_finite=False)
     return Basis(rotation, np.maximum(spectrum, 0))
 
 
