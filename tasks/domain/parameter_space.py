@@ -163,6 +163,11 @@ def weight_name(event_type: str) -> str:
     return f"event_types.{event_type}.weight"
 
 
+def is_logarithmic(name: str) -> bool:
+    """Whether differences between values of this parameter are ratios, as a plot should show them."""
+    return name not in _RANGES or _RANGES[name][0] == "log"
+
+
 def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 

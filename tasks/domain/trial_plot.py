@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
+from tasks.domain.parameter_space import is_logarithmic
 from tasks.domain.tuning import Trial, best_trial
 
 _WIDTH, _COLUMNS = 900, 3
 _PANEL, _HISTORY = 170, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 30, 28
-_COLORS = {"defaults": "#c2410c", "current": "#7e22ce", "earlier": "#0f766e", "search": "#64748b"}
+_COLORS = {"defaults": "#ea580c", "current": "#7e22ce", "earlier": "#0f766e", "search": "#64748b"}
 _BEST = "#15803d"
 
 
@@ -37,8 +38,8 @@ class _Frame(NamedTuple):
 
 
 def draw_trials(trials: Sequence[Trial], title: str) -> str:
-    """The picture of a study's trials, by number. Failed ones are crosses at the foot of the history. A parameter is on
-    a logarithmic axis if all of its values are positive and the largest is ten times the smallest or more."""
+    """The picture of a study's trials, by number. Failed ones are crosses at the foot of the history, and those far
+    below the others lie at the foot of their panel."""
     measured = [trial for trial in trials if trial.mean is not None]
     names = sorted({name for trial in measured for name in trial.parameters})
     rows = -(-len(names) // _COLUMNS)
@@ -69,24 +70,32 @@ def _history(trials: Sequence[Trial], measured: Sequence[Trial]) -> Iterator[str
         line = f'd="M{x1:.1f} {y:.1f}H{x2:.1f}" stroke="{_COLORS["defaults"]}"'
         yield f'<path {line} stroke-dasharray="4 3" fill="none"/>'
     yield _steps(frame, measured)
-    for trial in trials:
-        yield _cross(frame, trial) if trial.mean is None else _dot(frame, trial.number, trial, measured)
+    for trial in _in_order(measured):
+        yield _dot(frame, trial.number, trial, measured, f"trial {trial.number}: {trial.mean:.4f}")
+    yield from (_cross(frame, trial) for trial in trials if trial.mean is None)
     yield from _legend(frame)
 
 
 def _panel(measured: Sequence[Trial], name: str, place: int) -> Iterator[str]:
     chosen = [trial for trial in measured if name in trial.parameters]
     values = [trial.parameters[name] for trial in chosen]
-    is_log = min(values) > 0 and max(values) >= 10 * min(values)
+    is_log = is_logarithmic(name) and min(values) > 0
     width = (_WIDTH - _RIGHT) / _COLUMNS
     x, y = place % _COLUMNS * width + _LEFT, _TOP + _HISTORY + _BOTTOM + place // _COLUMNS * (_PANEL + 14)
     first, last = (math.log(value) if is_log else value for value in (min(values), max(values)))
     low, high = _range(measured)
     frame = _Frame(x, y + 10, width - _LEFT - 6, _PANEL - 44, first, last, low, high)
     label = f"{name} (log)" if is_log else name
-    yield from _axes(frame, label, f"{min(values):.3g}", f"{max(values):.3g}")
-    for trial, value in zip(chosen, values, strict=True):
+    yield from _axes(frame, label, f"{min(values):.4g}", f"{max(values):.4g}")
+    for trial in _in_order(chosen):
+        value = trial.parameters[name]
         yield _dot(frame, math.log(value) if is_log else value, trial, measured)
+
+
+def _in_order(trials: Sequence[Trial]) -> list[Trial]:
+    """What is marked is drawn over the rest, and the best trial over all."""
+    best = best_trial(trials)
+    return sorted(trials, key=lambda trial: (trial is best, trial.origin != "search", trial.number))
 
 
 def _range(measured: Sequence[Trial]) -> tuple[float, float]:
@@ -123,16 +132,16 @@ def _steps(frame: _Frame, measured: Sequence[Trial]) -> str:
     return f'<path d="{path}H{frame.x + frame.width:.1f}" stroke="{_BEST}" fill="none"/>'
 
 
-def _dot(frame: _Frame, x: float, trial: Trial, measured: Sequence[Trial]) -> str:
-    is_best = trial is best_trial(measured)
-    mean = trial.mean or 0.0
-    across, down = frame.at(x, max(mean, frame.y_low))
-    color, size = (_BEST, 5) if is_best else (_COLORS[trial.origin], 3)
-    opacity = 1 if is_best or trial.origin != "search" else 0.6
-    return (
-        f'<circle cx="{across:.1f}" cy="{down:.1f}" r="{size}" fill="{color}" fill-opacity="{opacity}">'
-        f"<title>trial {trial.number}: {mean:.4f}</title></circle>"
-    )
+def _dot(frame: _Frame, x: float, trial: Trial, measured: Sequence[Trial], title: str = "") -> str:
+    across, down = frame.at(x, max(trial.mean or 0.0, frame.y_low))
+    if trial is best_trial(measured):
+        look = f'r="5" fill="{_BEST}"'
+    elif trial.origin == "search":
+        look = f'r="3" fill="{_COLORS["search"]}" opacity=".6"'
+    else:
+        look = f'r="4" fill="{_COLORS[trial.origin]}"'
+    inside = f"><title>{title}</title></circle>" if title else "/>"
+    return f'<circle cx="{across:.1f}" cy="{down:.1f}" {look}{inside}'
 
 
 def _cross(frame: _Frame, trial: Trial) -> str:
@@ -144,7 +153,7 @@ def _cross(frame: _Frame, trial: Trial) -> str:
 
 
 def _legend(frame: _Frame) -> Iterator[str]:
-    x, y = frame.x + 8, frame.y + frame.height - 8
+    x, y = frame.x + frame.width - 330, frame.y - 8
     for name, color in {"best": _BEST, **_COLORS, "failed": "#b91c1c"}.items():
         yield f'<circle cx="{x:.1f}" cy="{y - 4:.1f}" r="3" fill="{color}"/>'
         yield f'<text x="{x + 7:.1f}" y="{y:.1f}" font-size="10">{name}</text>'
