@@ -261,11 +261,13 @@ def _sweep_rows(
 
 
 def _tell_sweeps(stage: str, n_sweeps: int) -> Callable[[Sweep], None]:
-    """Tell whoever watches what each sweep came to."""
+    """Tell whoever watches what each sweep came to, in a line of its own where it was measured."""
 
     def say(sweep: Sweep) -> None:
-        quality = "" if sweep.metric is None else f", NDCG@10 {sweep.metric:.4f} on the validation part"
-        note = f"sweep {sweep.number}: loss {sweep.loss:,.0f}{quality}"
+        measured = (
+            f"sweep {sweep.number}: loss {sweep.loss:,.0f}, NDCG@10 {sweep.metric or 0:.4f} on the validation part"
+        )
+        note = "" if sweep.metric is None else measured
         tell(StageEvent(stage, "progress", done=sweep.number, total=n_sweeps, note=note))
 
     return say
