@@ -241,6 +241,10 @@ def recommend(
     text: Annotated[str | None, typer.Option(help="What somebody is looking for, in their words.")] = None,
     like: Annotated[list[str] | None, typer.Option(help="Id of an item that somebody likes; may be repeated.")] = None,
     k: Length = 10,
+    method: Annotated[
+        Literal["fused", "neighbours"],
+        typer.Option(help="How a user's score is made: the learned vectors, or the neighbours of what they liked."),
+    ] = "fused",
     explain: Annotated[bool, typer.Option("--explain", help="Say why, in parts that add up to the score.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -248,6 +252,7 @@ def recommend(
 
     \b
     nearline recommend --user 42 --explain
+    nearline recommend --user 42 --explain --method neighbours
     nearline recommend --text "a quiet film about the sea"
     nearline recommend --like 50 --like 172 -k 5
     """
@@ -255,9 +260,11 @@ def recommend(
 
     if sum(value is not None for value in (user, text, like or None)) != 1:
         raise InputError("A recommendation needs one of --user, --text and --like. See: nearline recommend --help")
+    if user is None and method != "fused":
+        raise InputError(f"--method {method} was asked for without --user. Only a user has a history: name one.")
     resources, _ = _resources()
     if user is not None:
-        slate = recommend_to_user(resources, user, k=k, explain=explain)
+        slate = recommend_to_user(resources, user, k=k, explain=explain, method=method)
     elif text is not None:
         slate = recommend_for_text(resources, text, k=k, explain=explain)
     else:
@@ -266,12 +273,41 @@ def recommend(
 
 
 @app.command(rich_help_panel=ASK)
-def similar(item: Annotated[str, typer.Argument(help="Id of an item.")], k: Length = 10, as_json: Json = False) -> None:
-    """Items that are most like one item, by text and by behaviour."""
-    from tasks.recommend import similar_items
+def similar(
+    item: Annotated[str, typer.Argument(help="Id of an item.")],
+    by: Annotated[
+        Literal["factors", "text", "both"],
+        typer.Option(help="What is compared: who likes them, what they say, or both."),
+    ] = "factors",
+    k: Length = 10,
+    as_json: Json = False,
+) -> None:
+    """Items that are most like one item, by who likes them or by what they say."""
+    from tasks.similar import similar_items
 
     resources, _ = _resources()
-    _show_slate(similar_items(resources, item, k=k), as_json)
+    _show_slate(similar_items(resources, item, k=k, by=by), as_json)
+
+
+@app.command(name="similar-users", rich_help_panel=ASK)
+def similar_users(
+    user: Annotated[str, typer.Argument(help="Id of a user.")], k: Length = 10, as_json: Json = False
+) -> None:
+    """Users who are most like one user, and what both liked."""
+    from dataclasses import asdict
+
+    from flows.display import similar_users_table
+    from tasks.similar import similar_users as find_similar
+
+    resources, _ = _resources()
+    found = find_similar(resources, user, k=k)
+    if as_json:
+        _write(asdict(found))
+        return
+    if found.users:
+        _console().print(similar_users_table(found))
+    if found.note:
+        _console().print(found.note, style="dim", markup=False)
 
 
 @app.command(rich_help_panel=ASK)

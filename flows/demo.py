@@ -25,7 +25,8 @@ from tasks.domain.errors import NearlineError
 from tasks.domain.mappings import SourceKind
 from tasks.domain.ports import Resources
 from tasks.ingest import append_events, import_files
-from tasks.recommend import recommend_for_text, recommend_to_user, similar_items
+from tasks.recommend import recommend_for_text, recommend_to_user
+from tasks.similar import similar_items
 from warehouse.catalog import query_sql
 
 N_LIKED = 40
@@ -116,7 +117,7 @@ def _serve_a_newcomer(resources: Resources, console: Console) -> None:
 
 
 def _show_similar(resources: Resources, console: Console) -> None:
-    _title(console, "6. Similar items", "by text and by behaviour, half each")
+    _title(console, "6. Similar items", "those that the same people like")
     console.print(slate_table(similar_items(resources, SIMILAR_TO, k=6)))
 
 

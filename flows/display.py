@@ -9,28 +9,43 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from tasks.domain.explanations import phrase_reasons
-from tasks.domain.records import Receipt, Recommendation, Slate
+from tasks.domain.explanations import phrase_reasons, phrase_shared
+from tasks.domain.records import Receipt, Recommendation, SimilarUsers, Slate
 from tasks.progress import StageEvent, watch_stages
 
 SPLITS = {"user_tail": "each user's last 20 %", "global_time": "the last 20 % of time"}
 
 
 def slate_table(slate: Slate) -> Table:
-    """A slate with the three parts of every score and, where it was explained, its reasons."""
-    served = f"from {slate.source.replace('_', ' ')}, alpha {slate.alpha:.2f}, beta {slate.beta:.2f}"
+    """A slate with the parts of every score and, where it was explained, its reasons."""
+    by_neighbours = slate.source == "neighbours"
+    served = f"from {slate.source.replace('_', ' ')}"
+    served += "" if by_neighbours else f", alpha {slate.alpha:.2f}, beta {slate.beta:.2f}"
     table = Table(title=f"slate {served}, version {slate.version}", title_justify="left", title_style="dim", box=None)
     table.add_column("#", justify="right", style="dim")
     table.add_column("item", ratio=3)
-    for name in ("score", "text", "behaviour", "prior"):
+    for name in ("score",) if by_neighbours else ("score", "text", "behaviour", "prior"):
         table.add_column(name, justify="right")
     explained = any(item.because for item in slate.items)
     if explained:
         table.add_column("why", ratio=4, style="dim")
     for item in slate.items:
-        parts = (item.score, item.text_part, item.factors_part, item.prior_part)
+        parts = (item.score,) if by_neighbours else (item.score, item.text_part, item.factors_part, item.prior_part)
         why = [Text(phrase_reasons(item))] if explained else []
         table.add_row(str(item.rank), Text(item.title), *(f"{part:.3f}" for part in parts), *why)
+    return table
+
+
+def similar_users_table(found: SimilarUsers) -> Table:
+    """Who is like a user, how much, and what both liked."""
+    title = f"users like {found.user_id}, by their {found.by}, version {found.version}"
+    table = Table(title=Text(title), title_justify="left", title_style="dim", box=None)
+    table.add_column("#", justify="right", style="dim")
+    table.add_column("user")
+    table.add_column("likeness", justify="right")
+    table.add_column("why", ratio=1, style="dim")
+    for user in found.users:
+        table.add_row(str(user.rank), Text(user.user_id), f"{user.similarity:.3f}", Text(phrase_shared(user)))
     return table
 
 

@@ -20,6 +20,7 @@ from tasks.prefect_tasks import (
     publish_version,
     record_checks,
     refit_version,
+    write_neighbours,
     write_slates,
 )
 from tasks.progress import progress_of
@@ -36,13 +37,14 @@ def prepare(resources: Resources) -> None:
 
 
 def train(resources: Resources, settings: Settings, plan: VersionPlan, report: RunReport) -> None:
-    """Learn on the past, test on what came after it, stop if it got worse, then fit on everything."""
+    """Learn on the past, test on what came after it, stop if it got worse, then fit factors and neighbours on all."""
     learn_version(resources, plan, now=utc_now())
     evaluation = evaluate_version(resources, plan, now=utc_now())
     report.evaluated(plan.version)
     checks = quality_checks(evaluation, settings.gates.max_quality_drop)
     record_checks(resources, "quality", checks, run_id=run_id(), now=utc_now(), version=plan.version)
     refit_version(resources, plan, now=utc_now())
+    write_neighbours(resources, plan.version)
     check_gate(resources, "train", run_id=run_id(), now=utc_now(), version=plan.version)
 
 

@@ -32,6 +32,9 @@ from warehouse.catalog import query_sql
 MIN_JUDGED_USERS = 30
 """A difference over fewer users stops nothing."""
 
+SIMPLER_POLICIES: tuple[Policy, ...] = ("popularity", "factors", "text", "neighbours")
+"""What a version is expected to be no worse than."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -65,14 +68,14 @@ def quality_checks(report: EvaluationReport, max_quality_drop: float) -> list[Ch
     """Judge a report: a version must not rank worse than the serving recipe, by NDCG@10.
 
     Worse means that the whole 95 % interval of the paired difference lies below minus ``max_quality_drop``, a share of
-    the champion's value. Falling behind popularity, text or factors alone is a warning, and so is everything that was
+    the champion's value. Falling behind popularity, text, factors or neighbours alone is a warning, and so is what was
     measured on fewer than 30 users, or not at all.
     """
     checks = [_unmeasured(report, note) for note in report.notes]
     for name in SPLITS:
         if report.find(name, "fused") is None:
             continue
-        checks += [_compare(report, name, policy, "warn", 0.0) for policy in ("popularity", "factors", "text")]
+        checks += [_compare(report, name, policy, "warn", 0.0) for policy in SIMPLER_POLICIES]
         if report.find(name, "champion") is not None:
             checks.append(_compare(report, name, "champion", "stop", max_quality_drop))
     return checks
@@ -187,6 +190,8 @@ _ADVICE: dict[Policy, str] = {
     "may not say what people like.",
     "factors": "The learned weights did not hold on the test part. Look at eval_metrics by segment of history length.",
     "text": "The learned weights did not hold on the test part. Look at eval_metrics by segment of history length.",
+    "neighbours": "The neighbours of what users liked rank better than the fused score here. Look at eval_metrics by "
+    "segment of history length, run tune_factors, or ask for slates with `--method neighbours`.",
     "champion": "Look at what changed since the serving version: settings, encoder, newest imports. To accept the "
     "drop, raise gates.max_quality_drop (NEARLINE_GATES__MAX_QUALITY_DROP) and run again.",
 }

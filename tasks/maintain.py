@@ -20,7 +20,14 @@ from warehouse.catalog import query_sql
 
 logger = logging.getLogger(__name__)
 
-VERSION_TABLES = ("item_factors", "user_factors", "user_profiles", "mart_recommendations", "watermarks")
+VERSION_TABLES = (
+    "item_factors",
+    "item_neighbours",
+    "user_factors",
+    "user_profiles",
+    "mart_recommendations",
+    "watermarks",
+)
 FILE_REST = timedelta(hours=1)
 """How long a file stays after nothing refers to it: longer than the longest read."""
 

@@ -24,7 +24,21 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
-from tasks import backfill, embed, evaluate, ingest, maintain, publish, quality, slates, status, train, transform, tune
+from tasks import (
+    backfill,
+    embed,
+    evaluate,
+    ingest,
+    maintain,
+    neighbours,
+    publish,
+    quality,
+    slates,
+    status,
+    train,
+    transform,
+    tune,
+)
 from tasks import refresh as nearline
 from tasks.domain.errors import NearlineError, TransientError
 from tasks.domain.records import NearlineRun, Receipt
@@ -116,6 +130,7 @@ run_study = as_task(tune.run_study)
 learn_version = as_task(train.learn_version)
 evaluate_version = as_task(evaluate.evaluate_version)
 refit_version = as_task(train.refit_version)
+write_neighbours = as_task(neighbours.write_neighbours)
 publish_version = as_task(publish.publish_version)
 write_slates = as_task(slates.write_slates)
 refresh = as_task(nearline.refresh)

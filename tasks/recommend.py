@@ -1,4 +1,4 @@
-"""Answers requests: a slate for a user, for a free text, for some liked items, or of items like one item.
+"""Answers requests: a slate for a user, for a free text, or for some liked items.
 
 It knows nothing of HTTP or the command line. Every function resolves the serving version once and reads that version
 alone. A language model is only asked for free text.
@@ -6,19 +6,20 @@ alone. A language model is only asked for free text.
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from tasks.domain.errors import InputError, NotFoundError, SettingsError
-from tasks.domain.explanations import name_reasons, split_by_reason
+from tasks.domain.explanations import Split, name_reasons, split_by_reason
 from tasks.domain.fusion import fuse_queries, split_scores
+from tasks.domain.neighbours import score_by_neighbours, split_by_neighbour
 from tasks.domain.ports import Resources, VectorIndex, Warehouse
-from tasks.domain.profiles import Histories, ItemSpace, Profiles, compute_profiles, request_histories
-from tasks.domain.ranking import check_slate_length, mean_block_cosine, only_attributes, popular_where_empty
-from tasks.domain.records import IndexFilter, ItemPayload, Recommendation, Slate, SlateSource
+from tasks.domain.profiles import Histories, ItemSpace, Profiles, compute_profiles, request_histories, weigh_recency
+from tasks.domain.ranking import check_slate_length, only_attributes, popular_where_empty
+from tasks.domain.records import IndexFilter, ItemPayload, Recommendation, Slate, SlateMethod, SlateSource
 from tasks.model_state import (
     ModelVersion,
     attributes_of,
@@ -27,6 +28,7 @@ from tasks.model_state import (
     load_item_space,
     load_version,
 )
+from tasks.neighbours import load_neighbours
 from tasks.refresh import serving_version
 from warehouse.catalog import query_sql
 
@@ -35,8 +37,6 @@ NAMED_REASONS = 5
 """Reasons that an explained item names one by one; the others are added up."""
 TIE_MARGIN = 50
 """Hits beyond the slate, so that equal scores at its end are ordered by id and not by the index."""
-MIN_CANDIDATES = 100
-CANDIDATES_PER_ITEM = 4
 
 
 class _Evidence(NamedTuple):
@@ -71,18 +71,32 @@ class _Serving:
     model: ModelVersion
 
 
-def recommend_to_user(resources: Resources, user_id: str, *, k: int = 10, explain: bool = False) -> Slate:
+def recommend_to_user(
+    resources: Resources, user_id: str, *, k: int = 10, explain: bool = False, method: SlateMethod = "fused"
+) -> Slate:
     """``k`` available items that the user has not met yet, best first.
 
     The query is the user's vector in the index; a user who is not there is solved from their history. One without any
     history gets what their attributes speak for (source ``attributes``), or what is popular (``popular``). With
-    ``explain`` each item names its reasons; together with the prior they add up to its score. Raises InputError for
-    ``k`` outside 1 to 500 and NotFoundError before the first publication.
+    ``explain`` each item names its reasons; together with the prior they add up to its score.
+
+    With the method ``neighbours`` the score is the sum of the strengths of what the user liked up to now, and an item
+    without a neighbour among that is not shown; where there is none at all, the slate is the fused one, and says so.
+    Raises InputError for ``k`` outside 1 to 500, and NotFoundError before the first publication or for a version
+    without neighbours.
     """
     check_slate_length(k)
+    if method not in get_args(SlateMethod):
+        raise InputError(
+            f"A slate was asked for by the method {method!r}. Methods: {', '.join(get_args(SlateMethod))}."
+        )
     with resources.index() as index, resources.warehouse(read_only=True) as warehouse:
         serving = _Serving(index, warehouse, load_version(warehouse, serving_version(index)))
-        return _answer(serving, _ask_for_user(serving, user_id, explain), k)
+        slate = _by_neighbours(serving, user_id, k, explain) if method == "neighbours" else None
+        if slate is not None and slate.items:
+            return slate
+        fused = _answer(serving, _ask_for_user(serving, user_id, explain), k)
+        return fused if slate is None else replace(fused, note="; ".join(filter(None, (slate.note, fused.note))))
 
 
 def recommend_for_text(resources: Resources, text: str, *, k: int = 10, explain: bool = False) -> Slate:
@@ -112,33 +126,71 @@ def recommend_like(resources: Resources, item_ids: Sequence[str], *, k: int = 10
     with resources.index() as index, resources.warehouse(read_only=True) as warehouse:
         serving = _Serving(index, warehouse, load_version(warehouse, serving_version(index)))
         items = load_item_space(warehouse, serving.model.version)
-        _check_known(item_ids, items.index, serving.model.version)
+        check_known(item_ids, items.index, serving.model.version)
         ask = _ask_from(serving, request_histories(items, item_ids), items, "liked_items", explain)
         return _answer(serving, replace(ask, exclude=frozenset(item_ids)), k)
 
 
-def similar_items(resources: Resources, item_id: str, *, k: int = 10) -> Slate:
-    """``k`` available items that are most like one item: the mean of the cosines of their texts and their factors.
+def check_known(item_ids: Sequence[str], known: Container[str], version: str) -> None:
+    """Raises NotFoundError that names the items which are not in ``known``, those of the serving ``version``."""
+    unknown = [item_id for item_id in dict.fromkeys(item_ids) if item_id not in known]
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise NotFoundError(
+            f"The serving version {version} does not know {', '.join(map(repr, unknown[:5]))}{more}."
+            " Look the id up in stg_items; an item that was imported since enters with the next daily batch."
+        )
 
-    An item without text is compared by its factors alone, and one without factors by its text. Candidates are the
-    best by text and the best by factors (dot product), four times ``k`` and at least 100 of each. The parts of a score
-    are the shares of the two blocks. Raises NotFoundError for an item that the serving version does not know.
+
+def rank_payloads(
+    payloads: Sequence[ItemPayload], text: Floats, factors: Floats, prior: Floats
+) -> tuple[Recommendation, ...]:
+    """A slate of stored items with their parts, (n_items,) each: by falling score, equal ones by id.
+
+    An item without a title is called by its id.
     """
-    check_slate_length(k)
-    with resources.index() as index:
-        version = serving_version(index)
-        stored = index.items(version, [item_id])
-        _check_known([item_id], stored, version)
-        vector = stored[item_id][1]
-        with resources.warehouse(read_only=True) as warehouse:
-            width = load_version(warehouse, version).text_width
-        candidates = _alike_candidates(index, version, item_id, vector, width, k)
-    alpha = 0.5 * (1 + bool(vector[:width].any()) - bool(vector[width:-1].any()))
-    note = "" if vector[:-1].any() else "the item has neither text nor factors to be compared by"
-    matrix = _stack(candidates, len(vector))
-    text, factors = mean_block_cosine(vector, matrix, width)
-    slate = _ranked([payload for payload, _ in candidates], text, factors, np.zeros_like(text))[:k]
-    return Slate(version, "similar_item", alpha, 0.0, slate, note=note)
+    scores = text.astype(np.float64) + factors + prior
+    order = sorted(range(len(payloads)), key=lambda row: (-scores[row], payloads[row].item_id))
+    return tuple(
+        Recommendation(
+            item_id=payloads[row].item_id,
+            title=payloads[row].title or payloads[row].item_id,
+            rank=rank,
+            score=float(scores[row]),
+            text_part=float(text[row]),
+            factors_part=float(factors[row]),
+            prior_part=float(prior[row]),
+        )
+        for rank, row in enumerate(order, start=1)
+    )
+
+
+def _by_neighbours(serving: _Serving, user_id: str, k: int, explain: bool) -> Slate:
+    """Exact, from the warehouse alone; equal scores are ordered by id."""
+    model, warehouse = serving.model, serving.warehouse
+    items = load_item_space(warehouse, model.version)
+    histories, _ = load_histories(warehouse, model, items, warehouse.latest_snapshot(), [user_id])
+    recent = weigh_recency(histories, items, model.recipe)[0].interactions
+    history, weights = recent.indices.astype(np.int64), recent.data
+    liked = [items.item_ids[row] for row in history[weights > 0]]
+    found = load_neighbours(warehouse, model.version, items, liked)
+    scores = score_by_neighbours(recent, found.strengths)
+    is_new = ~np.isin(scores.indices, history)
+    rows, values = scores.indices[is_new].astype(np.int64), scores.data[is_new]
+    order = np.lexsort((rows, -values))[:k]
+    split = Split(history, (), split_by_neighbour(history, weights, found.strengths, rows[order]))
+    titles = _titles(warehouse, liked) if explain else {}
+    slate = []
+    for place, (row, score) in enumerate(zip(rows[order], values[order].tolist(), strict=True)):
+        item_id = items.item_ids[row]
+        because = name_reasons(split, place, score, items.item_ids, titles, NAMED_REASONS) if explain else ()
+        title = found.titles[item_id] or item_id
+        slate.append(Recommendation(item_id, title, place + 1, score, 0.0, 0.0, 0.0, because, neighbours_part=score))
+    missing = "nothing that this user liked has a neighbour to be shown: this is the fused slate"
+    note = "" if len(slate) == k else f"only {len(slate)} items have a neighbour among what this user liked"
+    return Slate(
+        model.version, "neighbours", 0.0, 0.0, tuple(slate), user_id, len(liked), note=note if slate else missing
+    )
 
 
 def _ask_for_user(serving: _Serving, user_id: str, explain: bool) -> _Ask:
@@ -213,30 +265,10 @@ def _answer(serving: _Serving, ask: _Ask, k: int) -> Slate:
     stored = serving.index.items(version, [hit.item_id for hit in hits])
     found = [stored[hit.item_id] for hit in hits if hit.item_id in stored]
     parts = split_scores(ask.query[None], _stack(found, len(ask.query)), serving.model.text_width)
-    items = _ranked([payload for payload, _ in found], parts.text[0], parts.factors[0], parts.prior[0])[:k]
+    items = rank_payloads([payload for payload, _ in found], parts.text[0], parts.factors[0], parts.prior[0])[:k]
     if ask.evidence is not None:
         items = _with_reasons(serving, ask.evidence, items)
     return Slate(version, ask.source, ask.alpha, ask.beta, items, ask.user_id, ask.n_history, ask.note)
-
-
-def _ranked(
-    payloads: Sequence[ItemPayload], text: Floats, factors: Floats, prior: Floats
-) -> tuple[Recommendation, ...]:
-    """By falling score, equal ones by id. An item without a title is called by its id."""
-    scores = text.astype(np.float64) + factors + prior
-    order = sorted(range(len(payloads)), key=lambda row: (-scores[row], payloads[row].item_id))
-    return tuple(
-        Recommendation(
-            item_id=payloads[row].item_id,
-            title=payloads[row].title or payloads[row].item_id,
-            rank=rank,
-            score=float(scores[row]),
-            text_part=float(text[row]),
-            factors_part=float(factors[row]),
-            prior_part=float(prior[row]),
-        )
-        for rank, row in enumerate(order, start=1)
-    )
 
 
 def _with_reasons(
@@ -245,38 +277,17 @@ def _with_reasons(
     histories, profiles, items = evidence
     targets = np.array([items.index[item.item_id] for item in slate], np.int64)
     split = next(split_by_reason(histories, profiles, items, serving.model.recipe, [targets]))
-    wanted = pa.table({"item_id": pa.array([items.item_ids[row] for row in split.item_rows], pa.string())})
-    rows = serving.warehouse.read(query_sql("item_titles"), shadows={"wanted_items": wanted})
-    titles = dict(zip(rows["item_id"].to_pylist(), rows["title"].to_pylist(), strict=True))
+    titles = _titles(serving.warehouse, [items.item_ids[row] for row in split.item_rows])
     return tuple(
         replace(item, because=name_reasons(split, target, item.score, items.item_ids, titles, NAMED_REASONS))
         for target, item in enumerate(slate)
     )
 
 
-def _alike_candidates(
-    index: VectorIndex, version: str, item_id: str, vector: Floats, text_width: int, k: int
-) -> list[tuple[ItemPayload, Floats]]:
-    """The best by the text block and the best by the factor block, without the item itself."""
-    found: dict[str, None] = {}
-    restrict = IndexFilter(exclude_items=frozenset([item_id]))
-    for block in (slice(0, text_width), slice(text_width, len(vector) - 1)):
-        query = np.zeros_like(vector)
-        query[block] = vector[block]
-        if query.any():
-            hits = index.search(version, query, max(MIN_CANDIDATES, CANDIDATES_PER_ITEM * k), restrict)
-            found.update(dict.fromkeys(hit.item_id for hit in hits))
-    return list(index.items(version, list(found)).values())
-
-
-def _check_known(item_ids: Sequence[str], known: Container[str], version: str) -> None:
-    unknown = [item_id for item_id in dict.fromkeys(item_ids) if item_id not in known]
-    if unknown:
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise NotFoundError(
-            f"The serving version {version} does not know {', '.join(map(repr, unknown[:5]))}{more}."
-            " Look the id up in stg_items; an item that was imported since enters with the next daily batch."
-        )
+def _titles(warehouse: Warehouse, item_ids: Sequence[str]) -> dict[str, str]:
+    wanted = pa.table({"item_id": pa.array(item_ids, pa.string())})
+    rows = warehouse.read(query_sql("item_titles"), shadows={"wanted_items": wanted})
+    return dict(zip(rows["item_id"].to_pylist(), rows["title"].to_pylist(), strict=True))
 
 
 def _stack(found: Sequence[tuple[ItemPayload, Floats]], width: int) -> Floats:

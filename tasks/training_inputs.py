@@ -29,14 +29,14 @@ from tasks.model_state import attributes_of, encode_rows, load_history_rows, loa
 from warehouse.catalog import query_sql
 
 Floats = npt.NDArray[np.float32]
-ITEM_FEATURES = 0.5
+ITEM_FEATURES = 0.3
 """Length of an item's features beside its text, which has length 1. These two are in ``docs/decisions``."""
 ITEM_VALUES = 256
 """Values of item attributes that have a column of their own; they lie beside the text, in a dense matrix."""
 N_THREADS = min(os.cpu_count() or 1, 8)
 _CODE = (
-    "factors", "feature_maps", "features", "fusion", "half_steps", "histories", "learning", "least_squares", "profiles",
-    "splits", "weight_search",
+    "factors", "feature_maps", "features", "fusion", "half_steps", "histories", "learning", "least_squares",
+    "nearest_items", "neighbours", "profiles", "splits", "weight_search",
 )  # fmt: skip
 
 

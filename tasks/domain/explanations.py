@@ -23,7 +23,7 @@ from tasks.domain.profiles import (
     text_terms,
     weigh_recency,
 )
-from tasks.domain.records import Because, Recommendation
+from tasks.domain.records import Because, Recommendation, SimilarUser
 
 Doubles = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
@@ -114,6 +114,15 @@ def phrase_reasons(item: Recommendation, limit: int = 2) -> str:
     if known and known[-1].share <= -0.1:
         sentence += f", in spite of {_called(known[-1])} ({_percent(known[-1].share)})"
     return sentence
+
+
+def phrase_shared(user: SimilarUser) -> str:
+    """One sentence for people, such as ``both liked Heat, Ronin and 12 more``."""
+    if not user.shared:
+        return "nothing that both liked"
+    names = [shorten(item.title, _LONGEST_LABEL, placeholder="…") for item in user.shared]
+    n_more = user.n_shared - len(names)
+    return "both liked " + _joined([*names, f"{n_more} more"] if n_more else names)
 
 
 def reasons_to_json(reasons: Sequence[Because]) -> str:

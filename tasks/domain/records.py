@@ -7,7 +7,9 @@ from typing import Literal
 
 Severity = Literal["stop", "warn"]
 EventEffect = Literal["positive", "negative", "rating", "text", "ignored", "retraction"]
-SlateSource = Literal["profile", "attributes", "text", "liked_items", "popular", "similar_item"]
+SlateSource = Literal["profile", "attributes", "text", "liked_items", "popular", "similar_item", "neighbours"]
+SlateMethod = Literal["fused", "neighbours"]
+Likeness = Literal["both", "factors", "text"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Because:
     """One reason of a score: a history item, a text of the user, their attributes, or the rest taken together.
 
     ``contribution`` is what it adds to the score and ``share`` is that over the size of the score; both may be
-    negative. Over all reasons of an explained item, contributions add up to ``text_part + factors_part``.
+    negative. Over all reasons of an explained item, contributions add up to the score without ``prior_part``.
     """
 
     kind: Literal["item", "text", "attributes", "rest"]
@@ -123,7 +125,8 @@ class Because:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """One item of a slate. ``text_part + factors_part + prior_part == score`` to 1e-4."""
+    """One item of a slate. Its parts add up to its score to 1e-4; ``neighbours_part`` is all of it where the source is
+    ``neighbours``, and nothing elsewhere."""
 
     item_id: str
     title: str
@@ -133,6 +136,7 @@ class Recommendation:
     factors_part: float
     prior_part: float
     because: tuple[Because, ...] = ()
+    neighbours_part: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,38 @@ class Slate:
     items: tuple[Recommendation, ...]
     user_id: str | None = None
     n_history: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SharedItem:
+    """An item that two users liked."""
+
+    item_id: str
+    title: str
+
+
+@dataclass(frozen=True)
+class SimilarUser:
+    """A user who is like another one: the cosine of their vectors, how many items both liked, and some of these, those
+    that the fewest people like first."""
+
+    user_id: str
+    rank: int
+    similarity: float
+    n_shared: int
+    shared: tuple[SharedItem, ...]
+
+
+@dataclass(frozen=True)
+class SimilarUsers:
+    """The users most like one user in a model version, by their factors or texts; ranks start at 1. By ``nothing``,
+    and then nobody, if there is no history to be compared."""
+
+    version: str
+    user_id: str
+    by: Literal["factors", "text", "nothing"]
+    users: tuple[SimilarUser, ...]
     note: str = ""
 
 

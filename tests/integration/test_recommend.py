@@ -5,7 +5,7 @@ from tasks.domain.errors import InputError, NotFoundError, SettingsError
 from tasks.domain.fusion import fuse_items, fuse_queries, split_scores
 from tasks.domain.profiles import compute_profiles
 from tasks.model_state import load_histories, load_item_space, load_profiles, load_version
-from tasks.recommend import recommend_for_text, recommend_like, recommend_to_user, similar_items
+from tasks.recommend import recommend_for_text, recommend_like, recommend_to_user
 
 
 def adds_up(slate):
@@ -151,38 +151,12 @@ def test_unknown_liked_items_are_named(small_world):
         recommend_like(small_world.resources, ["i20", "x/1", "没有"])
 
 
-def test_similar_items_by_the_mean_of_the_block_cosines(small_world):
-    slate = similar_items(small_world.resources, "i20", k=39)
-    with small_world.resources.warehouse(read_only=True) as warehouse:
-        items = load_item_space(warehouse, "v1")
-    row = items.index["i20"]
-    cosines = items.text @ items.text[row]
-    norms = np.linalg.norm(items.factors, axis=1) * np.linalg.norm(items.factors[row])
-    products = items.factors @ items.factors[row]
-    expected = 0.5 * cosines + 0.5 * np.divide(products, norms, out=np.zeros_like(norms), where=norms > 0)
-    assert {item.item_id for item in slate.items} == set(items.item_ids) - {"i20", "i39"}
-    for item in slate.items:
-        assert item.score == pytest.approx(expected[items.index[item.item_id]], abs=1e-4)
-    assert [i.score for i in slate.items] == sorted((i.score for i in slate.items), reverse=True)
-    assert "love" in slate.items[0].title
-
-
-def test_similar_to_an_item_without_text_or_history(small_world):
-    by_factors = similar_items(small_world.resources, "i38")
-    assert by_factors.alpha == 0
-    assert {item.text_part for item in by_factors.items} == {0}
-    assert by_factors.items[0].score > 0
-    cold = similar_items(small_world.resources, "i37")
-    assert "film" in cold.items[0].title
-
-
 @pytest.mark.parametrize("k", [0, 501])
 def test_slate_length_is_checked(small_world, k):
     for ask in (
         lambda: recommend_to_user(small_world.resources, "u01", k=k),
         lambda: recommend_for_text(small_world.resources, "space", k=k),
         lambda: recommend_like(small_world.resources, ["i01"], k=k),
-        lambda: similar_items(small_world.resources, "i01", k=k),
     ):
         with pytest.raises(InputError, match="from 1 to 500"):
             ask()
@@ -193,12 +167,8 @@ def test_empty_requests_are_refused(small_world):
         recommend_for_text(small_world.resources, " \n")
     with pytest.raises(InputError, match="at least one item"):
         recommend_like(small_world.resources, [])
-    with pytest.raises(NotFoundError, match="does not know 'no/such'"):
-        similar_items(small_world.resources, "no/such")
 
 
 def test_before_the_first_publication(empty_world):
     with pytest.raises(NotFoundError, match="nearline run daily_batch"):
         recommend_to_user(empty_world.resources, "u01")
-    with pytest.raises(NotFoundError, match="nearline run daily_batch"):
-        similar_items(empty_world.resources, "i01")

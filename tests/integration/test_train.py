@@ -220,7 +220,7 @@ def report_of(low, high, *, n_users=500, champion=0.2):
 
     middle = (low + high) / 2
     rows = [metric("fused", "ndcg_at_10", champion + middle, 0.1, 0.3)]
-    for policy in ("champion", "popularity", "factors", "text"):
+    for policy in ("champion", "popularity", "factors", "text", "neighbours"):
         rows.append(metric(policy, "ndcg_at_10", champion, 0.1, 0.3))
         rows.append(metric("fused", f"ndcg_at_10_minus_{policy}", middle, low, high))
     return EvaluationReport("v9", tuple(rows), (), "v8")

@@ -3,6 +3,8 @@ with
 stored as (
     select version from item_factors
     union
+    select version from item_neighbours
+    union
     select version from user_factors
     union
     select version from user_profiles
