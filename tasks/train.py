@@ -264,10 +264,8 @@ def _tell_sweeps(stage: str, n_sweeps: int) -> Callable[[Sweep], None]:
     """Tell whoever watches what each sweep came to, in a line of its own where it was measured."""
 
     def say(sweep: Sweep) -> None:
-        measured = (
-            f"sweep {sweep.number}: loss {sweep.loss:,.0f}, NDCG@10 {sweep.metric or 0:.4f} on the validation part"
-        )
-        note = "" if sweep.metric is None else measured
+        quality = f"NDCG@10 {sweep.metric or 0:.4f} on the validation part"
+        note = "" if sweep.metric is None else f"sweep {sweep.number}: loss {sweep.loss:,.0f}, {quality}"
         tell(StageEvent(stage, "progress", done=sweep.number, total=n_sweeps, note=note))
 
     return say
