@@ -31,7 +31,9 @@ def test_every_partition_comes_back_once(compute) -> None:
     assert list(compute.map(abs, [])) == []
 
 
-def test_partitions_are_drawn_as_they_are_needed(compute) -> None:
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_partitions_are_drawn_as_they_are_needed(compute, in_flight) -> None:
+    """With one in flight for each thread, each is drawn when a worker is free for it."""
     drawn, ahead = 0, []
 
     def partitions():
@@ -40,9 +42,10 @@ def test_partitions_are_drawn_as_they_are_needed(compute) -> None:
             drawn += 1
             yield n
 
-    for n_done, _ in enumerate(compute.map(abs, partitions()), start=1):
+    for n_done, _ in enumerate(compute.map(abs, partitions(), in_flight=in_flight), start=1):
         ahead.append(drawn - n_done)
-    assert max(ahead) < 2 * dask_runner._IN_FLIGHT_PER_THREAD and drawn == 40
+    assert max(ahead) == 2 * in_flight - 1
+    assert drawn == 40
 
 
 def test_an_error_of_a_partition_is_raised_as_it_is(compute) -> None:
