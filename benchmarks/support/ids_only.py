@@ -25,7 +25,7 @@ from tasks.domain.factors import (
 Floats = npt.NDArray[np.float32]
 
 IDS_ONLY = FactorParameters(
-    regularization=0.006, frequency_exponent=1.0, unobserved_weight=0.01, popularity_discount=0.25, text_prior=0.0
+    regularization=0.002, frequency_exponent=1.0, unobserved_weight=0.03, popularity_discount=0.35, text_prior=0.0
 )
 """Parameters for catalogs without text or features, where a user's interactions all count alike."""
 

@@ -30,7 +30,8 @@ EXACT_STEPS = 1000
 """Most steps of an exact solution. A row needs at most one more than its history has entries, in exact arithmetic."""
 EXACT_TOLERANCE = 1e-16
 """Share of the squared right side, in the norm of the preconditioner, that an exact solution leaves."""
-_BLOCK_ROWS = 2048
+_GRAM_ROWS = 2048
+_BLOCK_CELLS = 2**18
 _N_CHUNKS = 96
 _ROW_COST = 16
 
@@ -118,17 +119,18 @@ class ThreadedSolver:
         return basis
 
 
-Run = Callable[[Callable[[Any], R], Iterable[Any]], list[R]]
+Run = Callable[[Callable[[Any], R], Iterable[Any]], R]
 
 
 @contextmanager
 def threads(n_threads: int) -> Iterator[Run[Any]]:
-    """A function that maps over ``n_threads`` threads, results in order; with one, in this thread."""
+    """A function that maps over ``n_threads`` threads, or in this one, and adds up the results, in order; None where
+    there are none."""
     if n_threads == 1:
-        yield lambda function, parts: [function(part) for part in parts]
+        yield lambda function, parts: _add_up(map(function, parts))
         return
     with ThreadPoolExecutor(n_threads) as pool:
-        yield lambda function, parts: list(pool.map(function, parts))
+        yield lambda function, parts: _add_up(pool.map(function, parts))
 
 
 def find_basis(fixed: Floats, column_weight: Floats, run: Run[Any]) -> Basis:
@@ -137,12 +139,16 @@ def find_basis(fixed: Floats, column_weight: Floats, run: Run[Any]) -> Basis:
     Raises TrainingError if the factors are not finite.
     """
 
-    def gram(block: slice) -> Doubles:
-        part = fixed[block]
-        product: Doubles = part.T @ (part * column_weight[block, None])
-        return product.astype(np.float64)
+    root = None if (column_weight == 1).all() else np.sqrt(column_weight)
 
-    total = sum(run(gram, _blocks(len(fixed))), np.zeros((fixed.shape[1],) * 2))
+    def gram(block: slice) -> Doubles:
+        part = fixed[block] if root is None else fixed[block] * root[block, None]
+        product: Doubles = (part.T @ part).astype(np.float64)
+        return product
+
+    total: Doubles = run(gram, _blocks(len(fixed), _GRAM_ROWS))
+    if total is None:
+        total = np.zeros((fixed.shape[1],) * 2)
     if not np.isfinite(total).all():
         raise TrainingError(
             "The factor fit diverged: its factors are no longer finite numbers. Raise the regularization or the"
@@ -159,7 +165,7 @@ def rotate(factors: Floats, rotation: Doubles, run: Run[Any]) -> None:
     def one(block: slice) -> None:
         factors[block] = factors[block] @ single
 
-    run(one, _blocks(len(factors)))
+    run(one, _blocks(len(factors), max(128, _BLOCK_CELLS // factors.shape[1])))
 
 
 def rotated_map(feature_map: Floats | None, basis: Basis) -> Floats | None:
@@ -194,7 +200,7 @@ def solve_side(
         entries = indptr, indices, interactions.data
         return solve_rows(chunk, *entries, fixed, precise, *sizes, target, rows, n_steps, tolerance)
 
-    n_open = sum(run(solve, side.chunks))
+    n_open = run(solve, side.chunks)
     if exact and (n_open or not np.isfinite(rows).all()):
         raise TrainingError(
             f"{n_open or 'Some'} of {side.n_rows} rows of the factor model could not be solved exactly: their matrices"
@@ -203,5 +209,16 @@ def solve_side(
         )
 
 
-def _blocks(n_rows: int) -> list[slice]:
-    return [slice(start, start + _BLOCK_ROWS) for start in range(0, n_rows, _BLOCK_ROWS)]
+def _add_up(parts: Iterable[Any]) -> Any:
+    """The sum, in place, so that no more than two of the parts are kept."""
+    total = None
+    for part in parts:
+        if total is None:
+            total = part
+        elif part is not None:
+            total += part
+    return total
+
+
+def _blocks(n_rows: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, n_rows, size)]
