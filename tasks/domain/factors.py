@@ -47,6 +47,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 _BLOCK_ROWS = 8192
 _BLOCK_ENTRIES = 1_000_000
+_BLOCK_CELLS = 2**18
 
 
 @dataclass(frozen=True)
@@ -381,8 +382,9 @@ def _penalty_loss(side: Side, rows: Floats, learned: Floats | None) -> float:
     """Penalties of the rows with some history; what the others cost is not part of the objective."""
     known = np.flatnonzero(np.diff(side.interactions.indptr) > 0)
     total = 0.0
-    for start in range(0, len(known), _BLOCK_ROWS):
-        some = known[start : start + _BLOCK_ROWS]
+    size = max(128, _BLOCK_CELLS // rows.shape[1])
+    for start in range(0, len(known), size):
+        some = known[start : start + size]
         part, target = rows[some].astype(np.float64), side.target(some, learned)
         total += float(side.penalty[some] @ np.einsum("nd,nd->n", part, part))
         if len(target) and side.pull is not None:  # l |f|^2 - 2 <f, q> + |q|^2 / q's weight, with q = s l B' t
@@ -392,8 +394,9 @@ def _penalty_loss(side: Side, rows: Floats, learned: Floats | None) -> float:
 
 def _weighted_squares(rows: Floats, weight: Floats) -> Doubles:
     total = np.zeros(rows.shape[1])
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        some = slice(start, start + _BLOCK_ROWS)
+    size = max(128, _BLOCK_CELLS // rows.shape[1])
+    for start in range(0, len(rows), size):
+        some = slice(start, start + size)
         total += np.einsum("nd,nd,n->d", rows[some], rows[some], weight[some])
     return total
 
