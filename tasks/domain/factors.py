@@ -46,7 +46,7 @@ from tasks.domain.half_steps import (
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 _BLOCK_ROWS = 8192
-_BLOCK_ENTRIES = 1_000_000
+_BLOCK_ENTRIES = 100_000
 _BLOCK_CELLS = 2**18
 
 

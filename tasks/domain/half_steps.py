@@ -31,6 +31,7 @@ EXACT_STEPS = 1000
 EXACT_TOLERANCE = 1e-16
 """Share of the squared right side, in the norm of the preconditioner, that an exact solution leaves."""
 _GRAM_ROWS = 2048
+_GRAM_TILES = 8
 _BLOCK_CELLS = 2**18
 _N_CHUNKS = 96
 _ROW_COST = 16
@@ -138,23 +139,22 @@ def find_basis(fixed: Floats, column_weight: Floats, run: Run[Any]) -> Basis:
 
     Raises TrainingError if the factors are not finite.
     """
+    width = fixed.shape[1]
+    total = np.zeros((width, width))
 
-    root = None if (column_weight == 1).all() else np.sqrt(column_weight)
+    def fill(columns: slice) -> None:
+        below = slice(columns.start, None)
+        for rows in _blocks(len(fixed), _GRAM_ROWS):
+            part = fixed[rows, columns] * column_weight[rows, None]
+            total[below, columns] += fixed[rows, below].T @ part
 
-    def gram(block: slice) -> Doubles:
-        part = fixed[block] if root is None else fixed[block] * root[block, None]
-        product: Doubles = (part.T @ part).astype(np.float64)
-        return product
-
-    total: Doubles = run(gram, _blocks(len(fixed), _GRAM_ROWS))
-    if total is None:
-        total = np.zeros((fixed.shape[1],) * 2)
+    run(fill, _blocks(width, max(32, -(-width // _GRAM_TILES))))
     if not np.isfinite(total).all():
         raise TrainingError(
             "The factor fit diverged: its factors are no longer finite numbers. Raise the regularization or the"
             " unobserved weight, and look at the weights of the interactions."
         )
-    spectrum, rotation = linalg.eigh((total + total.T) / 2, driver="evd", check_finite=False)
+    spectrum, rotation = linalg.eigh(total, driver="evd", lower=True, overwrite_a=True, check_finite=False)
     return Basis(rotation, np.maximum(spectrum, 0))
 
 
