@@ -41,7 +41,7 @@ from benchmarks.support.neighbour_rankings import (
 from infra.resources import LocalResources
 from infra.settings import load_settings
 from tasks.domain.errors import NearlineError
-from tasks.domain.evaluation import evaluate_split
+from tasks.domain.evaluation import Policy, evaluate_split
 from tasks.domain.histories import build_histories
 from tasks.domain.learning import UNLEARNED, fit_items, learn_recipe
 from tasks.domain.metrics import Ranking, mean_interval, rank_users
@@ -134,7 +134,7 @@ def measure_split(inputs: TrainingInputs, draft: Recipe, name: SplitName, n_thre
     started = time.perf_counter()
     fit_neighbours(split.train.matrix(), n_threads=n_threads)
     yield "seconds of fit_neighbours", time.perf_counter() - started
-    others = ("fused", "factors", "popularity")
+    others: tuple[Policy, ...] = ("fused", "factors", "popularity")
     result = evaluate_split(split, inputs.catalog, recipe, (*others, "neighbours"), n_threads=n_threads)
     if result is None:
         return
@@ -145,8 +145,8 @@ def measure_split(inputs: TrainingInputs, draft: Recipe, name: SplitName, n_thre
         for policy in others:
             yield f"neighbours minus {policy}, {metric}", _difference(mine, result.rankings[policy], metric)
     for segment, members in segments(result.lengths):
-        for policy in ("neighbours", "factors", "fused"):
-            yield f"{segment}: {policy}, ndcg_at_10", _mean(result.rankings[policy].ndcg_at_10[members])
+        for policy, ranking in result.rankings.items():
+            yield f"{segment}: {policy}, ndcg_at_10", _mean(ranking.ndcg_at_10[members])
         difference = mine.ndcg_at_10 - result.rankings["factors"].ndcg_at_10
         yield f"{segment}: neighbours minus factors, ndcg_at_10", _mean(difference[members])
 
