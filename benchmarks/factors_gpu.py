@@ -40,7 +40,7 @@ from benchmarks.support.interaction_files import InteractionData, add_data_argum
 from benchmarks.support.measured_process import MB, describe_machine, pinned_blas, usable_cores
 from infra.torch_factors import TorchSolver
 from tasks.domain.errors import NearlineError
-from tasks.domain.factors import FactorModel, FactorParameters, user_side
+from tasks.domain.factor_model import FactorModel, FactorParameters, user_side
 from tasks.domain.half_steps import RowSolver, Side, ThreadedSolver
 
 N_COMPARED = 2

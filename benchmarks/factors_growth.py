@@ -32,7 +32,7 @@ from benchmarks.support.measured_process import (
     usable_cores,
 )
 from tasks.domain.errors import NearlineError
-from tasks.domain.factors import FixedItems, fold_in
+from tasks.domain.fold_in import FixedItems, fold_in
 
 SIZES = (1_000_000, 3_000_000, 10_000_000)
 MOST = 30_000_000

@@ -17,11 +17,12 @@ from scipy import sparse
 
 from benchmarks.learning_quality import collect
 from infra.resources import build_resources
-from tasks.domain.factors import FactorParameters
+from tasks.domain.factor_model import FactorParameters
 from tasks.domain.features import learn_features, parse_attributes
 from tasks.domain.fusion import fuse_items, fuse_queries
 from tasks.domain.histories import InteractionLog, TextLog, build_histories, select_users
-from tasks.domain.learning import UNLEARNED, Catalog, fit_items, learn_recipe
+from tasks.domain.item_fit import Catalog, fit_items
+from tasks.domain.learning import UNLEARNED, learn_recipe
 from tasks.domain.metrics import mean_interval, rank_users
 from tasks.domain.ports import TextEncoder
 from tasks.domain.profiles import ItemSpace, Recipe, compute_profiles

@@ -18,9 +18,11 @@ from scipy import sparse
 
 from infra.resources import build_resources
 from tasks.domain.evaluation import evaluate_split, summarize_split
-from tasks.domain.factors import FactorParameters, fold_in
+from tasks.domain.factor_model import FactorParameters
+from tasks.domain.fold_in import fold_in
 from tasks.domain.histories import InteractionLog, TextLog, build_histories
-from tasks.domain.learning import UNLEARNED, Catalog, fit_items, learn_recipe
+from tasks.domain.item_fit import Catalog, fit_items
+from tasks.domain.learning import UNLEARNED, learn_recipe
 from tasks.domain.metrics import mean_interval, rank_users
 from tasks.domain.profiles import Recipe, weigh_recency
 from tasks.domain.splits import SPLITS, Split, split_user_tail

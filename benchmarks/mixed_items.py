@@ -18,7 +18,8 @@ import numpy.typing as npt
 from scipy import sparse
 
 from infra.resources import build_resources
-from tasks.domain.factors import FactorModel, FactorParameters, fit_factors
+from tasks.domain.factor_model import FactorModel, FactorParameters
+from tasks.domain.factors import fit_factors
 from tasks.domain.histories import InteractionLog
 from tasks.domain.learning import UNLEARNED
 from tasks.domain.metrics import mean_interval, rank_users

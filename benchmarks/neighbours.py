@@ -43,7 +43,8 @@ from infra.settings import load_settings
 from tasks.domain.errors import NearlineError
 from tasks.domain.evaluation import Policy, evaluate_split
 from tasks.domain.histories import build_histories
-from tasks.domain.learning import UNLEARNED, fit_items, learn_recipe
+from tasks.domain.item_fit import fit_items
+from tasks.domain.learning import UNLEARNED, learn_recipe
 from tasks.domain.metrics import Ranking, mean_interval, rank_users
 from tasks.domain.neighbours import NeighbourParameters, fit_neighbours, liked_only
 from tasks.domain.profiles import Recipe, weigh_recency

@@ -11,7 +11,7 @@ from tasks.domain.ports import Compute, SourceFiles, TextEncoder, Validator, Vec
 from tasks.domain.records import EventType
 
 if TYPE_CHECKING:
-    from tasks.domain.factors import FactorParameters
+    from tasks.domain.factor_model import FactorParameters
     from tasks.domain.half_steps import RowSolver
     from tasks.domain.ports import Resources
 
@@ -40,7 +40,7 @@ class LocalResources:
     @property
     def factor_parameters(self) -> "FactorParameters":
         """Parameters of the factor model: the engine's defaults where the settings are empty."""
-        from tasks.domain.factors import FactorParameters
+        from tasks.domain.factor_model import FactorParameters
 
         return FactorParameters(**self.settings.factors.model_dump(exclude_none=True, exclude={"warm_start"}))
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.domain.errors import NotFoundError
-from tasks.domain.factors import weigh_items
+from tasks.domain.factor_model import weigh_items
 from tasks.domain.features import Attributes, FeatureSpace, parse_attributes
 from tasks.domain.histories import InteractionLog, TextLog, build_histories
 from tasks.domain.ports import Warehouse

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tasks.domain.factors import Sweep
+from tasks.domain.factor_model import Sweep
 from tasks.domain.histories import build_histories
-from tasks.domain.learning import UNLEARNED, fit_items, learn_recipe
+from tasks.domain.item_fit import fit_items
+from tasks.domain.learning import UNLEARNED, learn_recipe
 from tasks.domain.ports import Resources, Transaction, Warehouse
 from tasks.domain.profiles import ItemSpace, Profiles, Recipe, compute_profiles
 from tasks.domain.records import Receipt

@@ -21,7 +21,7 @@ from tasks.domain.errors import NotFoundError, TrainingError
 from tasks.domain.features import FeatureSpace, learn_features, parse_attributes
 from tasks.domain.fusion import Fusion
 from tasks.domain.histories import InteractionLog, TextLog
-from tasks.domain.learning import Catalog
+from tasks.domain.item_fit import Catalog
 from tasks.domain.parameter_space import Values, apply_values
 from tasks.domain.ports import Resources, TextEncoder, Warehouse
 from tasks.domain.profiles import FAST_HALF_LIFE, FAST_SHARE, SLOW_HALF_LIFE, Recipe
@@ -35,8 +35,8 @@ ITEM_VALUES = 256
 """Values of item attributes that have a column of their own; they lie beside the text, in a dense matrix."""
 N_THREADS = min(os.cpu_count() or 1, 8)
 _CODE = (
-    "factors", "feature_maps", "features", "fusion", "half_steps", "histories", "learning", "least_squares",
-    "nearest_items", "neighbours", "profiles", "splits", "weight_search",
+    "factor_model", "factors", "feature_maps", "features", "fold_in", "fusion", "half_steps", "histories", "item_fit",
+    "learning", "least_squares", "nearest_items", "neighbours", "profiles", "splits", "weight_search",
 )  # fmt: skip
 
 

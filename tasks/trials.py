@@ -22,7 +22,7 @@ from scipy import sparse
 
 from tasks.domain.errors import TransientError
 from tasks.domain.histories import InteractionLog, TextLog
-from tasks.domain.learning import Catalog
+from tasks.domain.item_fit import Catalog
 from tasks.domain.ports import Resources, Warehouse
 from tasks.domain.profiles import Recipe
 from tasks.domain.splits import Split

@@ -15,7 +15,8 @@ import pytest
 
 from infra.resources import LocalResources
 from infra.settings import load_settings
-from tasks.domain.factors import FactorParameters, fit_factors
+from tasks.domain.factor_model import FactorParameters
+from tasks.domain.factors import fit_factors
 from tasks.domain.features import learn_features, parse_attributes
 from tasks.domain.fusion import Bucket, Fusion, fuse_items
 from tasks.domain.profiles import Recipe, compute_profiles

@@ -12,15 +12,9 @@ import numpy.typing as npt
 from scipy import sparse
 
 from benchmarks.support.full_ranking import Quality, measure_ranking
-from tasks.domain.factors import (
-    FactorModel,
-    FactorParameters,
-    FixedItems,
-    Sweep,
-    fit_factors,
-    fold_in,
-    weigh_items,
-)
+from tasks.domain.factor_model import FactorModel, FactorParameters, Sweep, weigh_items
+from tasks.domain.factors import fit_factors
+from tasks.domain.fold_in import FixedItems, fold_in
 
 Floats = npt.NDArray[np.float32]
 

@@ -21,7 +21,7 @@ from benchmarks.support.ids_only import FinishedQuality, fit_ids, sample_users
 from benchmarks.support.interaction_files import hold_out
 from benchmarks.support.parameter_search import Range, Search, Values
 from tasks.domain.errors import TrainingError
-from tasks.domain.factors import FactorParameters, Sweep
+from tasks.domain.factor_model import FactorParameters, Sweep
 
 VALIDATION_SHARE = 0.1
 MOST_USERS = 8000

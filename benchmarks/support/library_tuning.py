@@ -16,7 +16,7 @@ from benchmarks.support.interaction_files import hold_out
 from benchmarks.support.library_turns import ImplicitParameters, build_implicit
 from benchmarks.support.parameter_search import Range, Search, Values
 from tasks.domain.errors import TrainingError
-from tasks.domain.factors import FactorParameters
+from tasks.domain.factor_model import FactorParameters
 
 OUR_RANGES = {"regularization": Range(0.001, 0.3), "unobserved_weight": Range(0.002, 0.5)}
 IMPLICIT_RANGES = {"regularization": Range(0.01, 1000.0), "alpha": Range(1.0, 500.0)}

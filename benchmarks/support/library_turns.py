@@ -17,7 +17,8 @@ from scipy import sparse
 from benchmarks.support.full_ranking import Quality, measure_ranking
 from benchmarks.support.ids_only import FinishedQuality, fit_ids, warm_up
 from benchmarks.support.measured_process import MemoryGrowth, pinned_blas
-from tasks.domain.factors import FactorParameters, FixedItems, fold_in, weigh_items
+from tasks.domain.factor_model import FactorParameters, weigh_items
+from tasks.domain.fold_in import FixedItems, fold_in
 
 Floats = npt.NDArray[np.float32]
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from tasks.domain.factors import FixedItems, TextTerms
+from tasks.domain.fold_in import FixedItems, TextTerms
 from tasks.domain.half_steps import EXACT_TOLERANCE, Features, threads
 
 Floats = npt.NDArray[np.float32]

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from tasks.domain.fusion import fuse_items, fuse_queries
 from tasks.domain.half_steps import RowSolver
 from tasks.domain.histories import build_histories, select_users
-from tasks.domain.learning import BUCKET_STARTS, Catalog, fit_items
+from tasks.domain.item_fit import Catalog, fit_items
+from tasks.domain.learning import BUCKET_STARTS
 from tasks.domain.metrics import Interval, Ranking, coverage, mean_interval, rank_users
 from tasks.domain.neighbours import fit_neighbours, score_by_neighbours
 from tasks.domain.profiles import Histories, ItemSpace, Profiles, Recipe, compute_profiles, weigh_recency

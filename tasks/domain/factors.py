@@ -21,15 +21,23 @@ never rises. It knows nothing of ids, time or storage.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
 from tasks.domain.errors import TrainingError
+from tasks.domain.factor_model import (
+    FactorModel,
+    FactorParameters,
+    ItemWeights,
+    Sweep,
+    best_sweep,
+    discount,
+    item_side,
+    user_side,
+    weigh_items,
+)
 from tasks.domain.feature_maps import FeatureMap
 from tasks.domain.half_steps import (
     Basis,
@@ -37,9 +45,7 @@ from tasks.domain.half_steps import (
     RowSolver,
     Side,
     ThreadedSolver,
-    find_basis,
     rotate,
-    solve_side,
     threads,
 )
 
@@ -48,77 +54,6 @@ Doubles = npt.NDArray[np.float64]
 _BLOCK_ROWS = 8192
 _BLOCK_ENTRIES = 100_000
 _BLOCK_CELLS = 2**18
-
-
-@dataclass(frozen=True)
-class FactorParameters:
-    """Parameters of a fit. ``docs/decisions`` says how the defaults were measured."""
-
-    n_factors: int = 64
-    """Length of a factor."""
-    regularization: float = 0.25
-    """Strength of the penalty of users and items."""
-    frequency_exponent: float = 0.5
-    """How the penalty grows with the size of a history: 0 not at all, 1 in proportion."""
-    unobserved_weight: float = 0.2
-    """Weight of every pair, seen or not, as one of preference 0."""
-    popularity_discount: float = 0.0
-    """How the weight of an interaction falls with the likes of its item: 0 not at all, 1 in inverse proportion."""
-    text_prior: float = 1.0
-    """Share, in [0, 1], of a row's penalty that pulls it toward what its features predict instead of zero."""
-    text_ridge: float = 10.0
-    """Strength of the ridge of the map from features to factors."""
-    user_text_weight: float = 1.0
-    """Confidence of a user's text as a term of their half-step, times the weight of its event."""
-    user_prior: float = 0.5
-    """Share, in [0, 1], of a user's penalty that pulls it toward what their attributes predict instead of zero."""
-    n_sweeps: int = 12
-    """Passes over users and items, at most."""
-    seed: int = 0
-    """Seed of the start values."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-
-class Sweep(NamedTuple):
-    """What one pass over users and items came to: its number from 1, the loss after it, its seconds, and the value of
-    ``measure``, if one was given."""
-
-    number: int
-    loss: float
-    seconds: float
-    metric: float | None
-
-
-class ItemWeights(NamedTuple):
-    """What items weigh: ``exposure`` (n_items,) in the unobserved part, and ``confidence`` (n_items,), the factor on
-    the weights of their interactions."""
-
-    exposure: Floats
-    confidence: Floats
-
-
-class FactorModel(NamedTuple):
-    """A fit: ``users`` (n_users, d) and ``items`` (n_items, d) with their ``weights``, the maps from features to
-    factors (width, d), all float32, and what each sweep came to."""
-
-    users: Floats
-    items: Floats
-    weights: ItemWeights
-    item_map: Floats
-    user_map: Floats
-    sweeps: tuple[Sweep, ...]
-
-
-class TextTerms(NamedTuple):
-    """What users wrote, as terms of their half-step: each text stands for an item that has the factors its words
-    predict. ``factors`` (n_texts, d), ``user`` (n_texts,) rows of the interactions, ``weight`` (n_texts,)."""
-
-    factors: Floats
-    user: npt.NDArray[np.int64]
-    weight: Floats
 
 
 def fit_factors(
@@ -163,116 +98,6 @@ def fit_factors(
         if best_sweep(sweeps) <= number - patience:
             break
     return fit.finish(tuple(sweeps), n_threads)
-
-
-def best_sweep(sweeps: list[Sweep] | tuple[Sweep, ...]) -> int:
-    """Number of the sweep with the highest metric, the first of equals; the last one where nothing was measured."""
-    measured = [sweep for sweep in sweeps if sweep.metric is not None]
-    return max(measured, key=lambda sweep: (sweep.metric, -sweep.number)).number if measured else sweeps[-1].number
-
-
-class FixedItems:
-    """Item factors that users are solved against: ``factors`` (n_items, d) and the ``weights`` of the items.
-
-    Their Gram matrix is diagonalised once, for many calls of ``fold_in`` and ``attribute_scores``.
-    """
-
-    def __init__(self, factors: Floats, weights: ItemWeights, parameters: FactorParameters) -> None:
-        self.factors, self.weights, self.parameters = factors, weights, parameters
-
-    @cached_property
-    def basis(self) -> Basis:
-        """Where their Gram matrix is diagonal."""
-        with threads(1) as run:
-            return find_basis(self.factors, self.weights.exposure, run)
-
-    @cached_property
-    def rotated(self) -> Floats:
-        """The factors in that basis."""
-        rotated = self.factors.copy()
-        with threads(1) as run:
-            rotate(rotated, self.basis.rotation, run)
-        return rotated
-
-    def side(
-        self, interactions: sparse.csr_matrix, texts: TextTerms | None = None, features: Features | None = None
-    ) -> tuple[Side, Floats]:
-        """Users as rows to be solved, and the fixed factors of their columns, rotated: the items, then the texts."""
-        fixed, interactions = self.rotated, discount(interactions, self.weights)
-        if texts is not None and len(texts.weight):
-            weight = texts.weight * np.float32(self.parameters.user_text_weight)
-            cells = (weight, (texts.user, np.arange(len(weight))))
-            block = sparse.csr_matrix(cells, shape=(interactions.shape[0], len(weight)), dtype=np.float32)
-            interactions = sparse.hstack([interactions, block], format="csr", dtype=np.float32)
-            fixed = np.concatenate([fixed, (texts.factors @ self.basis.rotation).astype(np.float32)])
-        return user_side(interactions, self.weights.exposure, self.parameters, features), fixed
-
-
-def fold_in(
-    interactions: sparse.csr_matrix,
-    items: FixedItems,
-    *,
-    texts: TextTerms | None = None,
-    features: Features | None = None,
-    feature_map: Floats | None = None,
-    n_threads: int = 1,
-) -> Floats:
-    """Solve users against fixed items, exactly: the user half-step of the training.
-
-    ``interactions`` (n_users, n_items) CSR of full histories; ``features`` (n_users, width) with their ``feature_map``
-    (width, d), where the model has one; returns (n_users, d) float32. A user with neither history, text nor features
-    gets zeros. A row does not depend on the other rows. Raises TrainingError where a row cannot be solved.
-    """
-    side, fixed = items.side(interactions, texts, features)
-    rows = np.zeros((side.n_rows, fixed.shape[1]), np.float32)
-    rotation = items.basis.rotation
-    rotated_map = None if feature_map is None else (feature_map @ rotation).astype(np.float32)
-    with threads(n_threads) as run:
-        solve_side(side, fixed, items.basis.spectrum, rows, rotated_map, run, exact=True)
-        rotate(rows, rotation.T, run)
-    return rows
-
-
-def user_side(
-    interactions: sparse.csr_matrix, exposure: Floats, parameters: FactorParameters, features: Features | None = None
-) -> Side:
-    """Users as rows, against items with the given exposure."""
-    unobserved = np.full(interactions.shape[0], parameters.unobserved_weight, np.float32)
-    penalty = _penalty(_sizes(interactions), float(len(exposure)), parameters)
-    return Side(interactions, unobserved, exposure, penalty, features, _pull(penalty, features, parameters.user_prior))
-
-
-def item_side(
-    by_item: sparse.csr_matrix, exposure: Floats, parameters: FactorParameters, features: Features | None = None
-) -> Side:
-    """Items as rows, from ``by_item`` (n_items, n_users), against users who all count alike."""
-    unobserved = (parameters.unobserved_weight * exposure).astype(np.float32)
-    everybody = np.ones(by_item.shape[1], np.float32)
-    penalty = _penalty(_sizes(by_item), float(len(everybody)), parameters)
-    return Side(by_item, unobserved, everybody, penalty, features, _pull(penalty, features, parameters.text_prior))
-
-
-def weigh_items(
-    n_likes: npt.NDArray[Any], parameters: FactorParameters, opportunity: Floats | None = None
-) -> ItemWeights:
-    """Weights of items by their number of likes, (n_items,): the confidence is 1 in the mean over all likes.
-
-    That somebody did not meet an item says little about it where there was little ``opportunity`` (n_items,) to, which
-    is 1 if None.
-    """
-    counts = np.maximum(np.asarray(n_likes, np.float64), 1)
-    confidence = counts**-parameters.popularity_discount
-    confidence /= (counts @ confidence) / counts.sum() if len(counts) else 1.0
-    exposure = np.ones(len(counts), np.float32) if opportunity is None else opportunity.astype(np.float32)
-    return ItemWeights(exposure, confidence.astype(np.float32))
-
-
-def discount(interactions: sparse.csr_matrix, weights: ItemWeights) -> sparse.csr_matrix:
-    """The interactions (n_users, n_items), weighted with the confidence of their items."""
-    if (weights.confidence == 1).all():
-        return interactions
-    data = interactions.data * weights.confidence[interactions.indices]
-    return sparse.csr_matrix((data, interactions.indices, interactions.indptr), shape=interactions.shape)
 
 
 class _Fit:
@@ -417,25 +242,6 @@ def _start(n_items: int, parameters: FactorParameters, given: Floats | None) -> 
         known = given.any(axis=1)
         items[known] = given[known]
     return items
-
-
-def _penalty(sizes: Doubles, n_others: float, parameters: FactorParameters) -> Floats:
-    spread = sizes + parameters.unobserved_weight * n_others
-    return (parameters.regularization * spread**parameters.frequency_exponent).astype(np.float32)
-
-
-def _pull(penalty: Floats, features: Features | None, share: float) -> Floats | None:
-    return None if features is None else np.float32(share) * penalty
-
-
-def _sizes(interactions: sparse.csr_matrix) -> Doubles:
-    """Sum of the sizes of the weights of each row, without a copy of all of them."""
-    sizes = np.zeros(interactions.shape[0])
-    for start in range(0, len(sizes), _BLOCK_ROWS):
-        rows = interactions.indptr[start : start + _BLOCK_ROWS + 1]
-        running = np.concatenate([[0.0], np.cumsum(np.abs(interactions.data[rows[0] : rows[-1]]), dtype=np.float64)])
-        sizes[start : start + _BLOCK_ROWS] = np.diff(running[rows - rows[0]])
-    return sizes
 
 
 def _count_likes(interactions: sparse.csr_matrix) -> npt.NDArray[np.int64]:

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from tasks.domain.factors import FactorParameters, Sweep, best_sweep, fit_factors, weigh_items
+from tasks.domain.factor_model import Sweep, best_sweep
 from tasks.domain.fusion import Bucket, Fusion
 from tasks.domain.half_steps import RowSolver
 from tasks.domain.histories import InteractionLog, TextLog, build_histories, select_users, truncate_histories
-from tasks.domain.metrics import rank_users
+from tasks.domain.item_fit import MAX_USERS, MIN_ROWS, Catalog, fit_items, sample_users
 from tasks.domain.profiles import Histories, ItemSpace, Recipe, compute_profiles, history_lengths
 from tasks.domain.splits import split_user_tail
 
@@ -28,14 +28,6 @@ Flags = npt.NDArray[np.bool_]
 
 BUCKET_STARTS = (1, 3, 6, 11, 21, 51)
 """Positive interactions from which on a bucket's weights hold; users without any have a bucket of their own."""
-PRIOR_HALF_LIFE = 0.1
-"""Share of the log over which the weight of an interaction in an item's popularity halves."""
-MIN_ROWS = 30
-"""A bucket with fewer users to learn from takes the weights of the one before it."""
-PATIENCE = 3
-"""Sweeps without a new best on the validation part after which a fit ends."""
-MAX_USERS = 1000
-MAX_CELLS = 20_000_000
 _CHUNK_CELLS = 2_000_000
 _ALPHAS = np.array([0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8], np.float32)
 _BETAS = np.array([0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.7, 1, 1.5, 2.2, 3.2], np.float32)
@@ -49,101 +41,6 @@ _TEXT_FALLBACK = (0.8, 0.1)
 _ATTRIBUTE_FALLBACK = 0.7
 UNLEARNED = Fusion(1.0, (Bucket(0, 0.0, 1.0),), Bucket(0, 1.0, 0.0), 1.0, 1.0)
 """Stands in a recipe until its weights are learned."""
-
-
-class Catalog(NamedTuple):
-    """The items, row by row: ids in ascending order, text embeddings (n_items, text_width), zero without text, and
-    what is known beside the text, (n_items, width) CSR, or None. Factors lean on both. ``arrived_at`` (n_items,), in
-    microseconds, is when an item came; those that were always there have the lowest value there is, all of them if
-    None."""
-
-    item_ids: tuple[str, ...]
-    text: Floats
-    features: sparse.csr_matrix | None = None
-    arrived_at: Integers | None = None
-
-
-class FittedItems(NamedTuple):
-    """Items that were fitted to a log, and what each sweep of the fit came to."""
-
-    items: ItemSpace
-    sweeps: tuple[Sweep, ...]
-
-
-def fit_items(
-    log: InteractionLog,
-    catalog: Catalog,
-    parameters: FactorParameters,
-    *,
-    validation: InteractionLog | None = None,
-    start: Floats | None = None,
-    on_sweep: Callable[[Sweep], None] | None = None,
-    solver: RowSolver | None = None,
-    n_threads: int = 1,
-) -> FittedItems:
-    """Factors, text map and prior of all items, from one log.
-
-    With a ``validation`` part, whose interactions are not in the log, every sweep is measured by the NDCG@10 of the
-    factors, and the fit ends when it no longer rises. A log without a positive interaction gives zeros: such a version
-    serves by text alone. The other arguments are those of ``fit_factors``, and so are the errors.
-    """
-    prior = compute_prior(log)
-    if not prior.any() and np.isfinite(log.weight).all():
-        factors = np.zeros((len(catalog.item_ids), parameters.n_factors), np.float32)
-        text_map = np.zeros((catalog.text.shape[1], parameters.n_factors), np.float32)
-        user_map = None if log.user_features is None else np.zeros((log.user_features.shape[1], factors.shape[1]), "f4")
-        return FittedItems(
-            ItemSpace(
-                catalog.item_ids, catalog.text, factors, prior, text_map, weigh_items(prior, parameters), user_map
-            ),
-            (),
-        )
-    matrix = log.matrix()
-    matrix.eliminate_zeros()
-    fit = fit_factors(
-        matrix,
-        _item_features(catalog),
-        parameters,
-        user_features=log.user_features,
-        opportunity=compute_opportunity(log, catalog.arrived_at),
-        start=start,
-        measure=None if validation is None else _ndcg_of_factors(log, validation, parameters.seed),
-        patience=PATIENCE,
-        on_sweep=on_sweep,
-        solver=solver,
-        n_threads=n_threads,
-    )
-    text_map = fit.item_map[: catalog.text.shape[1]]
-    user_map = None if log.user_features is None else fit.user_map
-    space = ItemSpace(catalog.item_ids, catalog.text, fit.items, prior, text_map, fit.weights, user_map)
-    return FittedItems(space, fit.sweeps)
-
-
-def compute_opportunity(log: InteractionLog, arrived_at: Integers | None) -> Floats | None:
-    """Share of the log that came with or after the arrival of each item, (n_items,) in [0, 1]; None for all of it.
-
-    An item that was met before it arrived has been there since then.
-    """
-    if arrived_at is None:
-        return None
-    since = arrived_at.copy()
-    np.minimum.at(since, log.item, log.last_at)
-    times = np.sort(log.last_at)
-    share: Floats = ((len(times) - np.searchsorted(times, since)) / max(len(times), 1)).astype(np.float32)
-    return share
-
-
-def compute_prior(log: InteractionLog) -> Floats:
-    """Log popularity of each item, (n_items,) in [0, 1], 1 for the most popular; zeros without a positive interaction.
-
-    Newer interactions count more: a weight halves over each ``PRIOR_HALF_LIFE`` of the log, counted back in positive
-    interactions, so that the measure needs no clock and fits slow and busy catalogs alike.
-    """
-    liked = log.weight > 0
-    last_at = np.sort(log.last_at[liked])
-    newer = (len(last_at) - np.searchsorted(last_at, log.last_at[liked], side="right")) / max(len(last_at), 1)
-    logged = np.log1p(np.bincount(log.item[liked], 0.5 ** (newer / PRIOR_HALF_LIFE), minlength=log.n_items))
-    return (logged / (logged.max(initial=0) or 1)).astype(np.float32)
 
 
 class Learned(NamedTuple):
@@ -205,7 +102,7 @@ class _Trial:
     ) -> None:
         self.items, self.recipe, self.n_threads = items, recipe, n_threads
         everybody = build_histories(train, texts, [""] * train.n_users)
-        chosen = _sample(train, test, recipe.factor_parameters.seed)
+        chosen = sample_users(train, test, recipe.factor_parameters.seed)
         self.histories = select_users(everybody, chosen)
         self.lengths = history_lengths(self.histories.interactions)
         self.seen = train.matrix()[chosen]
@@ -339,32 +236,6 @@ def _smooth(surface: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         before, after = (np.take(wide, np.arange(shift, shift + n), axis=axis) for shift in (0, 2))
         smooth = (before + 2 * smooth + after) / 4
     return smooth
-
-
-def _item_features(catalog: Catalog) -> Floats:
-    """Text and the rest side by side, (n_items, text_width + width)."""
-    return catalog.text if catalog.features is None else np.hstack([catalog.text, catalog.features.toarray()])
-
-
-def _ndcg_of_factors(
-    log: InteractionLog, validation: InteractionLog, seed: int
-) -> Callable[[Floats, Floats], float] | None:
-    """The mean NDCG@10 of the validation users, from the factors as a sweep left them; None if there are too few."""
-    users = _sample(log, validation, seed)
-    if len(users) < MIN_ROWS:
-        return None
-    seen, wanted = log.matrix()[users], validation.select(validation.weight > 0).matrix()[users]
-    return lambda factors, items: float(np.nanmean(rank_users(factors[users] @ items.T, seen, wanted).ndcg_at_10))
-
-
-def _sample(train: InteractionLog, test: InteractionLog, seed: int) -> Integers:
-    """Users with something to be found and a history to find it with, at most so many that they can be scored."""
-    wanted = np.unique(test.user[test.weight > 0])
-    users = np.intersect1d(wanted, np.unique(train.user[train.weight > 0]))
-    limit = int(np.clip(MAX_CELLS // max(1, train.n_items), 100, MAX_USERS))
-    if len(users) <= limit:
-        return users
-    return np.sort(np.random.default_rng(seed).choice(users, limit, replace=False))
 
 
 def _first_active(histories: Histories) -> Histories:

@@ -15,7 +15,7 @@ from tasks.domain.records import CheckResult, EventType, Hit, IndexFilter, ItemP
 from warehouse.catalog import Contract
 
 if TYPE_CHECKING:
-    from tasks.domain.factors import FactorParameters
+    from tasks.domain.factor_model import FactorParameters
     from tasks.domain.half_steps import RowSolver
 
 Floats = npt.NDArray[np.float32]

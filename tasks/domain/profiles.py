@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from tasks.domain.factors import FactorParameters, FixedItems, ItemWeights, TextTerms, fold_in
+from tasks.domain.factor_model import FactorParameters, ItemWeights
 from tasks.domain.features import NO_FEATURES, FeatureSpace
+from tasks.domain.fold_in import FixedItems, TextTerms, fold_in
 from tasks.domain.fusion import Fusion
 from tasks.domain.records import EventType
 from tasks.domain.vectors import unit_rows

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from tasks.domain.errors import TrainingError
 from tasks.domain.evaluation import evaluate_split
 from tasks.domain.histories import InteractionLog, TextLog
-from tasks.domain.learning import Catalog
+from tasks.domain.item_fit import Catalog
 from tasks.domain.metrics import Interval, mean_interval
 from tasks.domain.profiles import Recipe
 from tasks.domain.splits import SPLITS, Split, SplitName, split_global_time, split_user_tail

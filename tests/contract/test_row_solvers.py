@@ -18,7 +18,8 @@ from infra.torch_blocks import plan_blocks
 from infra.torch_factors import TorchSolver
 from tasks.distributed_factors import DistributedSolver, RowBlock, open_distributed_solver, solve_block
 from tasks.domain.errors import SettingsError, TerminalError, TrainingError
-from tasks.domain.factors import FactorParameters, fit_factors, user_side
+from tasks.domain.factor_model import FactorParameters, user_side
+from tasks.domain.factors import fit_factors
 from tasks.domain.half_steps import Side, ThreadedSolver
 from tasks.training_inputs import fixed_threads
 

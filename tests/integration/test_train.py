@@ -9,7 +9,7 @@ import pytest
 
 from tasks.domain.errors import NotFoundError, TrainingError
 from tasks.domain.evaluation import EvaluationReport, MetricValue
-from tasks.domain.factors import FactorParameters
+from tasks.domain.factor_model import FactorParameters
 from tasks.domain.profiles import compute_profiles
 from tasks.domain.vectors import lists_from_matrix, matrix_from_lists
 from tasks.evaluate import evaluate_version, quality_checks

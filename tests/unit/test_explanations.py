@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 
 from tasks.domain.explanations import name_reasons, phrase_reasons, reasons_to_json, split_by_reason
-from tasks.domain.factors import FactorParameters, ItemWeights
+from tasks.domain.factor_model import FactorParameters, ItemWeights
 from tasks.domain.fusion import Bucket, Fusion, fuse_items, fuse_queries, split_scores
 from tasks.domain.profiles import Histories, ItemSpace, Recipe, compute_profiles
 from tasks.domain.records import Because, Recommendation

@@ -18,7 +18,7 @@ from benchmarks.support.interaction_files import generated_data, hold_out, load_
 from benchmarks.support.library_turns import draw_histories
 from benchmarks.support.measured_process import MemoryGrowth, in_child
 from tasks.domain.errors import InputError, TrainingError
-from tasks.domain.factors import FactorParameters
+from tasks.domain.factor_model import FactorParameters
 
 FACTORS = FactorParameters(
     n_factors=16, regularization=0.1, frequency_exponent=0.5, unobserved_weight=0.1, text_prior=0.0, n_sweeps=4

@@ -7,17 +7,9 @@ from scipy import sparse
 
 from tasks.domain.attribution import attribute_scores
 from tasks.domain.errors import TrainingError
-from tasks.domain.factors import (
-    FactorParameters,
-    FixedItems,
-    ItemWeights,
-    TextTerms,
-    best_sweep,
-    fit_factors,
-    fold_in,
-    item_side,
-    user_side,
-)
+from tasks.domain.factor_model import FactorParameters, ItemWeights, best_sweep, item_side, user_side
+from tasks.domain.factors import fit_factors
+from tasks.domain.fold_in import FixedItems, TextTerms, fold_in
 from tasks.domain.half_steps import ThreadedSolver, find_basis, threads
 
 SMALL = FactorParameters(

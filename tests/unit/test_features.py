@@ -9,11 +9,12 @@ import pytest
 from scipy import sparse
 
 from tasks.domain.explanations import name_reasons, phrase_reasons, split_by_reason
-from tasks.domain.factors import FactorParameters
+from tasks.domain.factor_model import FactorParameters
 from tasks.domain.features import MIN_ROWS, N_RANGES, FeatureSpace, learn_features, parse_attributes
 from tasks.domain.fusion import Fusion, fuse_items, fuse_queries, split_scores
 from tasks.domain.histories import InteractionLog, TextLog, build_histories, select_users, truncate_histories
-from tasks.domain.learning import UNLEARNED, Catalog, fit_items, learn_recipe
+from tasks.domain.item_fit import Catalog, fit_items
+from tasks.domain.learning import UNLEARNED, learn_recipe
 from tasks.domain.profiles import Recipe, compute_profiles
 from tasks.domain.ranking import only_attributes
 from tasks.domain.records import Because, Recommendation

@@ -5,16 +5,10 @@ import pytest
 
 from tasks.domain.errors import TrainingError
 from tasks.domain.evaluation import EvaluationReport, evaluate_split, segment_name, summarize_split
-from tasks.domain.factors import FactorParameters
+from tasks.domain.factor_model import FactorParameters
 from tasks.domain.histories import InteractionLog, TextLog
-from tasks.domain.learning import (
-    BUCKET_STARTS,
-    UNLEARNED,
-    Catalog,
-    compute_prior,
-    fit_items,
-    learn_recipe,
-)
+from tasks.domain.item_fit import Catalog, compute_prior, fit_items
+from tasks.domain.learning import BUCKET_STARTS, UNLEARNED, learn_recipe
 from tasks.domain.profiles import Recipe, compute_profiles, request_histories
 from tasks.domain.splits import split_global_time, split_user_tail
 

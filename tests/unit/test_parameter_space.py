@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tasks.domain.factors import FactorParameters
+from tasks.domain.factor_model import FactorParameters
 from tasks.domain.learning import UNLEARNED
 from tasks.domain.parameter_space import HALF_LIFE, apply_values, build_space, read_values
 from tasks.domain.profiles import Recipe

@@ -5,7 +5,8 @@ import pytest
 from scipy import sparse
 
 from tasks.domain.errors import InputError
-from tasks.domain.factors import FactorParameters, ItemWeights, fold_in
+from tasks.domain.factor_model import FactorParameters, ItemWeights
+from tasks.domain.fold_in import fold_in
 from tasks.domain.fusion import Bucket, Fusion, fuse_items, fuse_queries, split_scores
 from tasks.domain.histories import select_users
 from tasks.domain.profiles import (

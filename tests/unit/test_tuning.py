@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from tasks.domain.errors import TrainingError
-from tasks.domain.factors import FactorParameters
+from tasks.domain.factor_model import FactorParameters
 from tasks.domain.histories import InteractionLog, TextLog
-from tasks.domain.learning import UNLEARNED, Catalog
+from tasks.domain.item_fit import Catalog
+from tasks.domain.learning import UNLEARNED
 from tasks.domain.metrics import Interval
 from tasks.domain.profiles import Recipe
 from tasks.domain.splits import split_global_time, split_user_tail
