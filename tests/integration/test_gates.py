@@ -63,6 +63,10 @@ def write_version(transaction, hashes):
     items = {"version": [VERSION] * N_ITEMS, "item_id": [f"i{n}" for n in range(N_ITEMS)], "content_hash": hashes}
     rest = {"factors": factors(N_ITEMS), "prior": [0.1] * N_ITEMS, "n_interactions": [1] * N_ITEMS}
     transaction.append("item_factors", pa.table({**items, **rest}))
+    near = {"rank": [1] * N_ITEMS, "neighbour_id": [f"i{(n + 1) % N_ITEMS}" for n in range(N_ITEMS)]}
+    strengths = {"strength": [0.5] * N_ITEMS, "n_shared": [2] * N_ITEMS}
+    of_items = {"version": items["version"], "item_id": items["item_id"]}
+    transaction.append("item_neighbours", pa.table({**of_items, **near, **strengths}))
     users = {"version": [VERSION] * N_USERS, "user_id": [f"u{n}" for n in range(N_USERS)], "factors": factors(N_USERS)}
     transaction.append("user_factors", pa.table(users))
     profile = {
