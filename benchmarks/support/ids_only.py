@@ -19,7 +19,7 @@ from tasks.domain.fold_in import FixedItems, fold_in
 Floats = npt.NDArray[np.float32]
 
 IDS_ONLY = FactorParameters(
-    regularization=0.002, frequency_exponent=1.0, unobserved_weight=0.03, popularity_discount=0.35, text_prior=0.0
+    regularization=0.003, frequency_exponent=1.0, unobserved_weight=0.03, popularity_discount=0.35, text_prior=0.0
 )
 """Parameters for catalogs without text or features, where a user's interactions all count alike."""
 
