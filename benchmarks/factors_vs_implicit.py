@@ -38,8 +38,8 @@ from benchmarks.support.parameter_search import Values
 from tasks.domain.errors import NearlineError
 
 GENERATED = 300_000
-TUNED_OURS: Values = {"regularization": 0.018, "unobserved_weight": 0.02}
-TUNED_IMPLICIT: Values = {"regularization": 10.0, "alpha": 40.0}
+TUNED_OURS: Values = {"regularization": 0.00356, "unobserved_weight": 0.0128}
+TUNED_IMPLICIT: Values = {"regularization": 0.0885, "alpha": 53.65}
 TUNED_AT = 64
 """The dimension at which ``--tune`` tunes both."""
 SWEEPS = 15
