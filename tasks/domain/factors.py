@@ -84,7 +84,9 @@ def fit_factors(
     """
     matrix = _checked(interactions, item_features, user_features, parameters)
     weights = weigh_items(_count_likes(matrix), parameters, opportunity)
-    fit = _Fit(matrix, item_features, user_features, weights, parameters, solver or ThreadedSolver(n_threads))
+    fit = _Fit(
+        matrix, item_features, user_features, weights, parameters, solver or ThreadedSolver(n_threads), n_threads
+    )
     fit.begin(_start(matrix.shape[1], parameters, start), warm=start is not None)
     sweeps: list[Sweep] = []
     for number in range(1, parameters.n_sweeps + 1):
@@ -97,7 +99,7 @@ def fit_factors(
             on_sweep(sweeps[-1])
         if best_sweep(sweeps) <= number - patience:
             break
-    return fit.finish(tuple(sweeps), n_threads)
+    return fit.finish(tuple(sweeps))
 
 
 class _Fit:
@@ -114,8 +116,9 @@ class _Fit:
         weights: ItemWeights,
         parameters: FactorParameters,
         solver: RowSolver,
+        n_threads: int,
     ) -> None:
-        self._parameters, self._solver, self._weights = parameters, solver, weights
+        self._parameters, self._solver, self._weights, self._n_threads = parameters, solver, weights, n_threads
         matrix = discount(matrix, weights)
         by_item = matrix.T.tocsr()
         self._users_side = user_side(matrix, weights.exposure, parameters, _given(user_features, parameters.user_prior))
@@ -130,7 +133,7 @@ class _Fit:
 
     def begin(self, items: Floats, *, warm: bool) -> None:
         d = items.shape[1]
-        self.items, self.users = items, np.zeros((self._users_side.n_rows, d), np.float32)
+        self.items, self.users = items, np.full((self._users_side.n_rows, d), 0, np.float32)
         self._turned = np.eye(d)
         if warm:
             self._turn(self._solver(self._users_side, self.items, self.users, None, exact=True))
@@ -146,11 +149,11 @@ class _Fit:
         self._turn(basis)
         return self._loss(basis)
 
-    def finish(self, sweeps: tuple[Sweep, ...], n_threads: int) -> FactorModel:
+    def finish(self, sweeps: tuple[Sweep, ...]) -> FactorModel:
         """The last user half-step, exactly, and everything turned back to the basis of the start."""
         self._turn(self._solver(self._users_side, self.items, self.users, self._user_map, exact=True))
         back = self._turned.T
-        with threads(n_threads) as run:
+        with threads(self._n_threads) as run:
             rotate(self.items, back, run)
             rotate(self.users, back, run)
         maps = [
@@ -170,7 +173,9 @@ class _Fit:
     def _loss(self, basis: Basis) -> float:
         """The objective; ``basis`` is that of the users, in which the unobserved part needs no matrix product."""
         per_factor = _weighted_squares(self.items, self._items_side.unobserved)
-        loss = _observed_loss(self._items_side, self.users, self.items) + float(basis.spectrum @ per_factor)
+        loss = _observed_loss(self._items_side, self.users, self.items, self._n_threads) + float(
+            basis.spectrum @ per_factor
+        )
         for share, side, rows, learned in (
             (self._parameters.user_prior, self._users_side, self.users, self._user_map),
             (self._parameters.text_prior, self._items_side, self.items, self._item_map),
@@ -194,13 +199,14 @@ def _ridge(side: Side, ridge: float) -> FeatureMap | None:
     return FeatureMap(side.features, weight, ridge)
 
 
-def _observed_loss(side: Side, fixed: Floats, rows: Floats) -> float:
+def _observed_loss(side: Side, fixed: Floats, rows: Floats, n_threads: int) -> float:
     from tasks.domain.least_squares import sum_observed
 
     entries = side.interactions
-    everyone = np.arange(side.n_rows)
     indptr, indices = entries.indptr.astype(np.int64), entries.indices.astype(np.int32, copy=False)
-    return float(sum_observed(everyone, indptr, indices, entries.data, fixed, rows))
+    with threads(n_threads) as run:
+        total = run(lambda chunk: sum_observed(chunk, indptr, indices, entries.data, fixed, rows), side.chunks)
+    return float(total)
 
 
 def _penalty_loss(side: Side, rows: Floats, learned: Floats | None) -> float:
