@@ -144,7 +144,7 @@ def _solve_exactly(entries: Entries, m: "Tensor", target: "Tensor", x: "Tensor")
             state, going = _State(*(part[keep] for part in state)), going[keep]
         state = _step(state, entries, m, going)
     solved[place], left[place] = state.x, state.size
-    return solved, int((left > limits).sum())
+    return solved, int(((left > limits) & (left > 1e-30)).sum())
 
 
 class _State(NamedTuple):

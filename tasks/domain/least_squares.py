@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int32]
 Integers = npt.NDArray[np.int64]
+_NOTHING = 1e-30
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "cache": True,
@@ -82,13 +83,13 @@ def solve_rows(
         _apply(columns, weight, fixed, x, r, -1)
         size = _precondition(r, m, p)
         for _ in range(n_steps):
-            if size <= tolerance * scale or size <= 1e-30:
+            if size <= tolerance * scale or size <= _NOTHING:
                 break
             for a in range(d):
                 q[a] = m[a] * p[a]
             _apply(columns, weight, fixed, p, q, 1)
             size = _step(x, r, p, q, m, size)
-        if size > tolerance * scale:
+        if size > tolerance * scale and size > _NOTHING:
             n_open += 1
         out[row] = x
     return n_open

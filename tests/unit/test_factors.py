@@ -80,6 +80,14 @@ def test_very_different_weights_and_lengths_are_solved_exactly():
     assert np.abs(solved - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+def test_items_that_are_almost_nothing_are_solved_too():
+    items = np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32)
+    items[:3] *= np.float32(1e-12)
+    alike = ItemWeights(*np.ones((2, 20), np.float32))
+    likes = sparse.csr_matrix((np.ones(3, np.float32), np.arange(3), [0, 3]), (1, 20))
+    assert np.abs(fold_in(likes, FixedItems(items, alike, SMALL))).max() < 1e-10
+
+
 def test_the_last_half_step_of_the_training_is_the_fold_in():
     matrix, texts = random_world()
     fit = fit_factors(matrix, texts, SMALL)
