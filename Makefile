@@ -37,7 +37,7 @@ up: .venv/.runtime ## Start the Prefect server with its UI, the schedules and a 
 	@$(BIN)/nearline up
 
 test: setup ## Run all tests
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: .venv/.dev ## Style, bug patterns, docstrings
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
