@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks.support.ids_only import factor_megabytes, sample_users, warm_up
 from benchmarks.support.interaction_files import InteractionData, add_data_arguments, load_data
-from benchmarks.support.library_tuning import our_parameters, tune_libraries
-from benchmarks.support.library_turns import (
+from benchmarks.support.peer_tuning import our_parameters, tune_libraries
+from benchmarks.support.peer_turns import (
     ImplicitParameters,
     Turn,
     fold_in_turns,

@@ -37,6 +37,13 @@ def _compiled(function: F) -> F:
     return compiled
 
 
+def _part_of_a_kernel(function: F) -> F:
+    """Compiled into whatever calls it, so that a kernel is the same machine code in whichever order and process the
+    kernels are compiled."""
+    compiled: F = njit(inline="always", **{**_OPTIONS, "cache": False})(function)
+    return compiled
+
+
 @_compiled
 def solve_rows(
     rows: Integers,
@@ -162,7 +169,7 @@ def sum_observed(
     return total
 
 
-@_compiled
+@_part_of_a_kernel
 def _add_wanted(columns: Indices, weight: Floats, fixed: Floats, r: Reals, m: Reals) -> Any:
     """Add ``sum_{w > 0} w f`` to r, and return the size of the whole right side in the norm of the residuals."""
     d = len(r)
@@ -176,7 +183,7 @@ def _add_wanted(columns: Indices, weight: Floats, fixed: Floats, r: Reals, m: Re
     return scale
 
 
-@_compiled
+@_part_of_a_kernel
 def _apply(columns: Indices, weight: Floats, fixed: Floats, p: Reals, q: Reals, direction: int) -> None:
     """Add ``direction * sum |w| f <f, p>`` to q; four entries at a time, which saves loads and stores of p and q."""
     d, n = len(p), len(columns)
@@ -203,7 +210,7 @@ def _apply(columns: Indices, weight: Floats, fixed: Floats, p: Reals, q: Reals, 
         e += 1
 
 
-@_compiled
+@_part_of_a_kernel
 def _precondition(r: Reals, m: Reals, p: Reals) -> Any:
     """Set p to ``r / m`` and return ``<r, p>``."""
     size = r.dtype.type(0)
@@ -213,7 +220,7 @@ def _precondition(r: Reals, m: Reals, p: Reals) -> Any:
     return size
 
 
-@_compiled
+@_part_of_a_kernel
 def _step(x: Reals, r: Reals, p: Reals, q: Reals, m: Reals, size: float) -> Any:
     """One step along p, whose image is q: new x, r and p; returns the new ``<r, r / m>``."""
     d = len(x)
@@ -233,7 +240,7 @@ def _step(x: Reals, r: Reals, p: Reals, q: Reals, m: Reals, size: float) -> Any:
     return new
 
 
-@_compiled
+@_part_of_a_kernel
 def _dot(f: Reals, x: Reals) -> Any:
     total = x.dtype.type(0)
     for a in range(len(x)):

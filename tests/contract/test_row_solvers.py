@@ -112,7 +112,7 @@ def test_a_whole_fit_is_that_of_one_thread(kind, solver, features):
     for name in ("users", "items", "item_map", "user_map"):
         one, other = getattr(expected, name), getattr(found, name)
         assert largest_difference(one, other) < 1e-3
-        assert kind == "torch" or np.allclose(one, other, rtol=1e-4, atol=1e-5)  # equal bits need equal machine code
+        assert kind == "torch" or np.array_equal(one, other)
     assert np.allclose([s.loss for s in expected.sweeps], [s.loss for s in found.sweeps], rtol=1e-4)
     assert (features is None) == (not found.item_map.size)
 
@@ -141,8 +141,8 @@ def test_rows_are_solved_exactly(solver):
 def test_repetition_changes_no_bit(solver):
     world = make_world("dense")
     first, second = fit(world, solver), fit(world, solver)
-    assert np.allclose(first.items, second.items, rtol=1e-4, atol=1e-5)
-    assert np.allclose(first.users, second.users, rtol=1e-4, atol=1e-5)
+    assert np.array_equal(first.items, second.items)
+    assert np.array_equal(first.users, second.users)
 
 
 def test_no_rows_and_no_entries(solver):
@@ -202,8 +202,8 @@ def test_a_block_of_a_lost_worker_is_solved_again(two_workers, tmp_path):
         found = fit(world, solver)
     expected = fit(world, ThreadedSolver())
     assert mortal.n_killed == 1
-    assert np.allclose(expected.items, found.items, rtol=1e-4, atol=1e-5)
-    assert np.allclose(expected.users, found.users, rtol=1e-4, atol=1e-5)
+    assert np.array_equal(expected.items, found.items)
+    assert np.array_equal(expected.users, found.users)
 
 
 class ThisProcess:
@@ -254,7 +254,7 @@ def test_torch_multiplies_in_full_precision_whatever_is_set():
             assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert np.allclose(*results, rtol=1e-4, atol=1e-5)
+    assert np.array_equal(*results)
 
 
 def test_blocks_of_rows_hold_equal_lengths_within_their_room():

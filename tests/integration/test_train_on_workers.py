@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from infra.settings import ComputeSettings
@@ -26,9 +25,6 @@ def test_workers_and_threads_fit_the_same_version(small_world):
     plan = plan_version(resources, now=small_world.tick())
     learn_version(resources, plan, now=small_world.tick())
     items, users = fitted(small_world, resources, plan)
-    for expected, found in zip((items, users), fitted(small_world, on_workers, plan), strict=True):
-        assert expected.drop(["factors"]) == found.drop(["factors"])
-        matrices = [np.array(table["factors"].to_pylist()) for table in (expected, found)]
-        assert np.allclose(*matrices, rtol=1e-3, atol=1e-5)  # equal bits need equal machine code
+    assert fitted(small_world, on_workers, plan) == [items, users]
     assert items.num_rows and users.num_rows
     assert not list((resources.home / "staging" / "factors").iterdir())

@@ -15,7 +15,7 @@ from benchmarks.support.generated_data import generate_interactions
 from benchmarks.support.ids_only import FinishedQuality, fit_ids, sample_users
 from benchmarks.support.ids_only_tuning import propose_steps
 from benchmarks.support.interaction_files import generated_data, hold_out, load_data, load_pair
-from benchmarks.support.library_turns import draw_histories
+from benchmarks.support.peer_turns import draw_histories
 from benchmarks.support.measured_process import MemoryGrowth, in_child
 from tasks.domain.errors import InputError, TrainingError
 from tasks.domain.factor_model import FactorParameters
@@ -272,7 +272,7 @@ def test_growth_runs_in_processes_of_their_own(capsys):
     factors_growth.main(["--interactions", "1000", "3000", "--factors", "4", "8", "--threads", "2", "--json"])
     result = last_line(capsys)
     assert [(case["factors"], case["threads"]) for case in result["cases"]] == [(4, 2), (4, 2), (8, 2), (4, 1)]
-    assert "same_factors_on_one_thread" in result  # bits differ where a process compiled its own kernels
+    assert result["same_factors_on_one_thread"]
     assert set(result["exponents_in_interactions"]) == set(result["exponents_in_factors"])
 
 
