@@ -24,6 +24,8 @@ import numpy as np
 
 from benchmarks.support.ids_only import factor_megabytes, sample_users, warm_up
 from benchmarks.support.interaction_files import InteractionData, add_data_arguments, load_data
+from benchmarks.support.measured_process import describe_machine, in_child, pinned_blas
+from benchmarks.support.parameter_search import Values
 from benchmarks.support.peer_tuning import our_parameters, tune_libraries
 from benchmarks.support.peer_turns import (
     ImplicitParameters,
@@ -33,8 +35,6 @@ from benchmarks.support.peer_turns import (
     take_implicit_turn,
     take_our_turn,
 )
-from benchmarks.support.measured_process import describe_machine, in_child, pinned_blas
-from benchmarks.support.parameter_search import Values
 from tasks.domain.errors import NearlineError
 
 GENERATED = 300_000

@@ -110,6 +110,40 @@ class FactorSettings(_Section):
     parameters are the same. Measured fits, which see only a part of the events, always start anew."""
 
 
+class NearlineSettings(_Section):
+    """The refresh. How often it runs is in ``prefect.yaml``."""
+
+    trigger_events: int = Field(default=1000, ge=1)
+    """A refresh is asked for at once when so many events wait for one."""
+    stalled_after_seconds: float = Field(default=60.0, gt=0)
+    """The loop counts as stalled when the oldest event that no profile holds has waited for longer."""
+
+
+class ServiceSettings(_Section):
+    """The HTTP service."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. 0.0.0.0 lets other machines in: put TLS before it."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on. 0: any that is free."""
+    max_batch_rows: int = Field(default=1000, ge=1)
+    """Rows in one request."""
+    max_body_bytes: int = Field(default=4_000_000, ge=1024)
+    """Size of one request."""
+    requests_per_second: float = Field(default=500.0, gt=0)
+    """Requests of one key in a second, over some seconds; more are answered with 429."""
+    request_timeout_seconds: float = Field(default=30.0, gt=0)
+    """How long one request may take before it is answered with 503."""
+    commit_seconds: float = Field(default=0.1, ge=0)
+    """How long rows wait for others that go into the same commit."""
+    max_waiting_rows: int = Field(default=20_000, ge=1)
+    """Rows that may wait for a commit; more are answered with 429."""
+    follow_seconds: float = Field(default=1.0, gt=0)
+    """How often the service looks for a new version, a refresh, and events from elsewhere."""
+    history_megabytes: int = Field(default=512, ge=1)
+    """Memory for histories of users with events that no refresh has covered yet."""
+
+
 class GateSettings(_Section):
     """Limits of the gates that are not part of a table's contract."""
 
@@ -190,6 +224,10 @@ class Settings(BaseSettings):
     """Dask."""
     factors: FactorSettings = FactorSettings()
     """The factor model."""
+    nearline: NearlineSettings = NearlineSettings()
+    """The refresh."""
+    service: ServiceSettings = ServiceSettings()
+    """The HTTP service."""
     gates: GateSettings = GateSettings()
     """The gates."""
     event_types: dict[str, EventTypeSettings] = Field(default_factory=dict)

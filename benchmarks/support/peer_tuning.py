@@ -13,8 +13,8 @@ from scipy import sparse
 from benchmarks.support.full_ranking import measure_ranking
 from benchmarks.support.ids_only import IDS_ONLY, fit_ids, sample_users
 from benchmarks.support.interaction_files import hold_out
-from benchmarks.support.peer_turns import ImplicitParameters, build_implicit
 from benchmarks.support.parameter_search import Range, Search, Values
+from benchmarks.support.peer_turns import ImplicitParameters, build_implicit
 from tasks.domain.errors import TrainingError
 from tasks.domain.factor_model import FactorParameters
 

@@ -4,7 +4,8 @@
     |-- TransientError             a retry may help; tasks retry on this type alone
     |   |-- WarehouseBusyError     another process held the catalog for too long
     |   |-- IndexUnavailableError  the vector index did not answer
-    |   `-- ComputeLostError       Dask workers were lost
+    |   |-- ComputeLostError       Dask workers were lost
+    |   `-- OverloadedError        more came than can be written down in time
     `-- TerminalError              a retry does the same again
         |-- InputError             a file, a column or a parameter cannot be used
         |-- SettingsError          a setting is unknown or out of range
@@ -39,6 +40,14 @@ class IndexUnavailableError(TransientError):
 
 class ComputeLostError(TransientError):
     """Workers were lost and the work they held could not be finished."""
+
+
+class OverloadedError(TransientError):
+    """More rows are waiting to be written than the settings allow; ``retry_after_seconds`` says when to come again."""
+
+    def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class InputError(TerminalError):

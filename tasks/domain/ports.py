@@ -153,11 +153,16 @@ class VectorIndex(Protocol):
     def users(self, version: str, user_ids: Sequence[str]) -> dict[str, tuple[UserPayload, Floats]]:
         """Stored users by id; unknown ids are left out."""
 
-    def search(self, version: str, query: Floats, k: int, restrict: IndexFilter) -> list[Hit]:
+    def search(
+        self, version: str, query: Floats, k: int, restrict: IndexFilter, *, with_vectors: bool = False
+    ) -> list[Hit]:
         """The ``k`` items with the highest dot product with ``query`` (width,), best first."""
 
     def switch(self, version: str) -> None:
         """Point both aliases to ``version`` in one atomic request."""
+
+    def delete_users(self, user_ids: Sequence[str]) -> int:
+        """Remove users from every version there is. Returns the number of points that were there."""
 
     def drop_version(self, version: str) -> None:
         """Delete both collections. Raises TerminalError if the version is serving."""

@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 Severity = Literal["stop", "warn"]
 EventEffect = Literal["positive", "negative", "rating", "text", "ignored", "retraction"]
-SlateSource = Literal["profile", "attributes", "text", "liked_items", "popular", "similar_item", "neighbours"]
+SlateSource = Literal["profile", "attributes", "text", "liked_items", "popular", "latest", "similar_item", "neighbours"]
 SlateMethod = Literal["fused", "neighbours"]
 Likeness = Literal["both", "factors", "text"]
 
@@ -70,42 +73,49 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class ItemPayload:
-    """What is stored beside an item's vector, for filters and for showing it."""
+    """What is stored beside an item's vector, for filters and for showing it. ``attributes`` are terms such as
+    ``language=en``, sorted: ``tasks.domain.attribute_terms`` makes them."""
 
     item_id: str
     title: str
     categories: tuple[str, ...] = ()
     available: bool = True
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class UserPayload:
-    """What is stored beside a user's query vector."""
+    """What is stored beside a user's query vector. ``seen`` are the items that the user has met, by id."""
 
     user_id: str
     n_history: int
     alpha: float
     beta: float
     as_of_snapshot: int
+    seen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class IndexFilter:
-    """Restricts a search: an item must be available, must have any of ``categories`` (when given), and must not
-    be one of ``exclude_items``."""
+    """Restricts a search: an item must be available, must have any of ``categories`` (when given), any term of each
+    group of ``attributes``, and must not be one of ``exclude_items``. With ``only_items`` it must be one of these."""
 
     categories: tuple[str, ...] = ()
+    attributes: tuple[tuple[str, ...], ...] = ()
     exclude_items: frozenset[str] = frozenset()
     only_available: bool = True
+    only_items: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer of the index: an item and the dot product of its vector with the query."""
+    """One answer of the index: an item and the dot product of its vector with the query. ``vector`` (width,) float32 is
+    there if it was asked for."""
 
     item_id: str
     score: float
     payload: ItemPayload
+    vector: npt.NDArray[np.float32] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -126,7 +136,7 @@ class Because:
 @dataclass(frozen=True)
 class Recommendation:
     """One item of a slate. Its parts add up to its score to 1e-4; ``neighbours_part`` is all of it where the source is
-    ``neighbours``, and nothing elsewhere."""
+    ``neighbours``, and nothing elsewhere; ``boost_part`` is what the boosts of the request added."""
 
     item_id: str
     title: str
@@ -137,11 +147,18 @@ class Recommendation:
     prior_part: float
     because: tuple[Because, ...] = ()
     neighbours_part: float = 0.0
+    boost_part: float = 0.0
+    categories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Slate:
-    """The final ordered list for one request; ranks start at 1, items are distinct."""
+    """The final ordered list for one request; ranks start at 1, items are distinct.
+
+    ``as_of_snapshot`` is what the user's vector is true for, and ``n_pending_events`` came after that and are in the
+    slate all the same; ``stale_seconds`` is the age of the oldest event that is *not* in it (0: none). ``fallbacks`` name
+    what this slate had to do without, such as ``unknown_user``, ``empty_history`` or ``index_away``.
+    """
 
     version: str
     source: SlateSource
@@ -151,6 +168,10 @@ class Slate:
     user_id: str | None = None
     n_history: int = 0
     note: str = ""
+    as_of_snapshot: int | None = None
+    n_pending_events: int = 0
+    stale_seconds: float = 0.0
+    fallbacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,7 +208,8 @@ class SimilarUsers:
 
 @dataclass(frozen=True)
 class NearlineRun:
-    """What one refresh did. ``lag`` is from an event's arrival in the warehouse to its profile being served."""
+    """What one refresh did. ``lag`` is from an event's arrival in the warehouse to its profile being served.
+    ``n_new_items`` were added to the version."""
 
     version: str
     from_snapshot: int
@@ -199,5 +221,7 @@ class NearlineRun:
     finished_at: datetime
     lag_p50_seconds: float | None = None
     lag_p95_seconds: float | None = None
+    lag_p99_seconds: float | None = None
+    n_new_items: int = 0
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     note: str = ""

@@ -15,8 +15,8 @@ from benchmarks.support.generated_data import generate_interactions
 from benchmarks.support.ids_only import FinishedQuality, fit_ids, sample_users
 from benchmarks.support.ids_only_tuning import propose_steps
 from benchmarks.support.interaction_files import generated_data, hold_out, load_data, load_pair
-from benchmarks.support.peer_turns import draw_histories
 from benchmarks.support.measured_process import MemoryGrowth, in_child
+from benchmarks.support.peer_turns import draw_histories
 from tasks.domain.errors import InputError, TrainingError
 from tasks.domain.factor_model import FactorParameters
 
