@@ -156,8 +156,8 @@ class Slate:
     """The final ordered list for one request; ranks start at 1, items are distinct.
 
     ``as_of_snapshot`` is what the user's vector is true for, and ``n_pending_events`` came after that and are in the
-    slate all the same; ``stale_seconds`` is the age of the oldest event that is *not* in it (0: none). ``fallbacks`` name
-    what this slate had to do without, such as ``unknown_user``, ``empty_history`` or ``index_away``.
+    slate all the same; ``stale_seconds`` is the age of the oldest event that is *not* in it (0: none). ``fallbacks``
+    name what this slate had to do without, such as ``unknown_user``, ``empty_history`` or ``index_away``.
     """
 
     version: str

@@ -1,0 +1,1 @@
+"""The online side: one resident object that takes events in and answers requests from memory."""

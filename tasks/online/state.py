@@ -1,0 +1,50 @@
+"""One model version as requests see it. It knows nothing of requests, of pending events or of when it is replaced."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.domain.ports import VectorIndex
+from tasks.domain.profiles import ItemSpace
+from tasks.domain.records import ItemPayload
+from tasks.model_state import HistoryRows, ModelVersion
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ServingState:
+    """Replaced whole when another version serves or its items change; a request takes it once.
+
+    ``payloads`` and ``first_seen_at`` (n_items,), in microseconds, go with the rows of ``items``; ``vectors``
+    (n_items, width) are fused. ``index`` is searched: it is in memory or a server.
+    """
+
+    model: ModelVersion
+    items: ItemSpace
+    payloads: tuple[ItemPayload, ...]
+    vectors: Floats
+    first_seen_at: Integers
+    index: VectorIndex
+
+
+@dataclass(frozen=True)
+class UserView:
+    """What a request knows of a user: the fused query (width,), whom they met, and how fresh that is.
+
+    ``load_history`` gives everything the user did, pending events too, when the request needs more than the vector.
+    """
+
+    user_id: str
+    query: Floats
+    alpha: float
+    beta: float
+    n_history: int
+    seen: frozenset[str]
+    as_of_snapshot: int
+    n_pending_events: int
+    stale_seconds: float
+    load_history: Callable[[], HistoryRows]
