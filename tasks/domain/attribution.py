@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from tasks.domain.fold_in import FixedItems, TextTerms
-from tasks.domain.half_steps import EXACT_TOLERANCE, Features, threads
+from tasks.domain.half_steps import EXACT_TOLERANCE, Features, rotated_map, threads
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -53,8 +53,8 @@ def attribute_scores(
     offsets = np.concatenate([[0], np.cumsum(lengths * n_targets)])
     shares, extra_shares = np.zeros(offsets[-1]), np.zeros(wanted.shape)
     extra = np.zeros((n_users, d))
-    if features is not None and feature_map is not None:
-        turned = (feature_map @ items.basis.rotation).astype(np.float32)
+    turned = rotated_map(feature_map, items.basis)
+    if features is not None and turned is not None:
         extra += side.target(np.arange(n_users), turned)
     sized = side.unobserved, side.penalty, extra, wanted, offsets, shares, extra_shares, EXACT_TOLERANCE
     with threads(n_threads) as run:

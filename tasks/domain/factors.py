@@ -4,19 +4,17 @@ Alternating least squares as in Hu, Koren and Volinsky 2008 ("Collaborative Filt
 Datasets"), with the frequency-scaled penalty and the separate weight of unobserved pairs of Rendle, Krichene, Zhang
 and Koren 2021 ("Revisiting the Performance of iALS on Item Recommendation Benchmarks"). What is ours: signed confidence
 weights, which may fall with the popularity of the item; unobserved pairs that weigh less where an item is new; and a
-share ``s = text_prior`` of a row's penalty
-that pulls it toward ``B' t_i``, what a linear map of its features predicts:
+share ``s = text_prior`` of a row's penalty that pulls it toward ``B' t_i``, what a linear map of its features predicts:
 
     L = sum_observed |w| (p - <x, f>)^2  +  a * sum_ui e_i <x, f>^2  +  sum_u l_u |x_u|^2
         + sum_i l_i ((1 - s) |f_i|^2 + s |f_i - B' t_i|^2)  +  s * r * |B|^2
 
-with preference ``p = 1`` for a weight above 0 and ``p = 0`` below, a weight ``w`` that is the given one times
-``(likes of i)^-g / mean``, exposure ``e_i`` in [0, 1], the share of everything that was seen in which i could have been
-seen, so 0 for a new item, and
-``l = regularization * (sum |w| + a * n)^h`` over the row's entries, with n rows on the other side. Users may have
-features too, with a map of their own; their term is like that of the items. A map is the ridge regression over rows
-with some history; for the others its pull is not part of L, they follow. Every half-step lowers L over its block, so L
-never rises. It knows nothing of ids, time or storage.
+The preference is ``p = 1`` for a weight above 0 and ``p = 0`` below. A weight ``w`` is the given one times
+``(likes of i)^-g / mean``. The exposure ``e_i``, in [0, 1], is the share of everything that was seen in which i could
+have been seen, so 0 for a new item. A penalty is ``l = regularization * (sum |w| + a * n)^h`` over the row's entries,
+with n rows on the other side. Users may have features too, with a map of their own; their term is like that of the
+items. A map is the ridge regression over rows with some history; for the others its pull is not part of L, they follow.
+Every half-step lowers L over its block, so L never rises. It knows nothing of ids, time or storage.
 """
 
 import time
@@ -46,6 +44,7 @@ from tasks.domain.half_steps import (
     Side,
     ThreadedSolver,
     rotate,
+    rotated_map,
     threads,
 )
 
@@ -75,7 +74,7 @@ def fit_factors(
     ``interactions`` is (n_users, n_items) CSR of signed confidence weights; equal pairs are added up. ``item_features``
     (n_items, width) have unit or zero rows, or no column; so do ``user_features`` (n_users, width). Items without
     interactions get the solution of the same half-step, so the pull of their features alone. ``opportunity`` (n_items,)
-    is o of the module docstring, in [0, 1], 1 if None. ``start`` (n_items, d) are item factors to go on from, zero for
+    is the exposure e of the module docstring, in [0, 1], 1 if None. ``start`` (n_items, d) are item factors to go on from, zero for
     new items. ``measure(users, items)`` is called after each sweep; without a
     new best for ``patience`` sweeps the fit ends. ``on_sweep`` is called after each sweep. ``solver`` does the
     half-steps, on ``n_threads`` threads by default. The result depends on the seed, and neither on threads nor
@@ -165,10 +164,8 @@ class _Fit:
     def _turn(self, basis: Basis) -> None:
         """Follow a half-step into its basis with what it did not turn itself."""
         self._turned = self._turned @ basis.rotation
-        for name in ("_item_map", "_user_map"):
-            learned = getattr(self, name)
-            if learned is not None:
-                setattr(self, name, (learned @ basis.rotation).astype(np.float32))
+        self._item_map = rotated_map(self._item_map, basis)
+        self._user_map = rotated_map(self._user_map, basis)
 
     def _loss(self, basis: Basis) -> float:
         """The objective; ``basis`` is that of the users, in which the unobserved part needs no matrix product."""

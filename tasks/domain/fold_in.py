@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from tasks.domain.factor_model import FactorParameters, ItemWeights, discount, user_side
-from tasks.domain.half_steps import Basis, Features, Side, find_basis, rotate, solve_side, threads
+from tasks.domain.half_steps import Basis, Features, Side, find_basis, rotate, rotated_map, solve_side, threads
 
 Floats = npt.NDArray[np.float32]
 
@@ -79,9 +79,8 @@ def fold_in(
     """
     side, fixed = items.side(interactions, texts, features)
     rows = np.zeros((side.n_rows, fixed.shape[1]), np.float32)
-    rotation = items.basis.rotation
-    rotated_map = None if feature_map is None else (feature_map @ rotation).astype(np.float32)
+    turned = rotated_map(feature_map, items.basis)
     with threads(n_threads) as run:
-        solve_side(side, fixed, items.basis.spectrum, rows, rotated_map, run, exact=True)
-        rotate(rows, rotation.T, run)
+        solve_side(side, fixed, items.basis.spectrum, rows, turned, run, exact=True)
+        rotate(rows, items.basis.rotation.T, run)
     return rows
