@@ -74,11 +74,11 @@ def fit_factors(
     ``interactions`` is (n_users, n_items) CSR of signed confidence weights; equal pairs are added up. ``item_features``
     (n_items, width) have unit or zero rows, or no column; so do ``user_features`` (n_users, width). Items without
     interactions get the solution of the same half-step, so the pull of their features alone. ``opportunity`` (n_items,)
-    is the exposure e of the module docstring, in [0, 1], 1 if None. ``start`` (n_items, d) are item factors to go on from, zero for
-    new items. ``measure(users, items)`` is called after each sweep; without a
-    new best for ``patience`` sweeps the fit ends. ``on_sweep`` is called after each sweep. ``solver`` does the
-    half-steps, on ``n_threads`` threads by default. The result depends on the seed, and neither on threads nor
-    workers. The last user half-step is exact, as ``fold_in`` is. Raises TrainingError for parameters, weights or start
+    is the exposure e of the module docstring, in [0, 1], 1 if None. ``start`` (n_items, d) are item factors to go on
+    from, zero for new items. ``measure(users, items)`` is called after each sweep; without a new best for ``patience``
+    sweeps the fit ends. ``on_sweep`` is called after each sweep. ``solver`` does the half-steps, on ``n_threads``
+    threads by default. The result depends on the seed, and neither on threads nor workers. The last user half-step is
+    exact, as ``fold_in`` is. Raises TrainingError for parameters, weights or start
     values out of range, for a matrix without a positive weight, and for a fit that diverges.
     """
     matrix = _checked(interactions, item_features, user_features, parameters)
