@@ -2,10 +2,10 @@
 
     python -m benchmarks.freshness [--seconds 120] [--rates 100,1000] [--populations demo,100000] [--json]
 
-All of ``nearline up`` runs on a home of its own (a copy of ``NEARLINE_HOME``, and a generated population, named so, that
-is served from memory), refreshing every 15 seconds. Events stream in at each rate from another process. Beside the
+All of ``nearline up`` runs on a home of its own (a copy of ``NEARLINE_HOME``, and a generated population, named so,
+that is served from memory), refreshing every 15 seconds. Events stream in at each rate from another process. Beside the
 stream, probes: a user is asked about, likes the item on top of the answer, and is asked about again at once; the write
-was seen if the item is gone then and the answer counts the event. In the index an event is visible when its user's point
+was seen if the item is gone then and the answer is not stale. In the index an event is visible when its user's point
 is true for the snapshot of its receipt; the probes look every 0.1 s. What the platform itself says (``nearline_runs``)
 stands beside it. The last line is one JSON object.
 """

@@ -2,7 +2,7 @@
 
     python -m benchmarks.serving [--seconds 20] [--rate 50] [--sizes demo,100000] [--json]
 
-The service runs in a process of its own, as ``nearline serve`` starts it, on a copy of ``NEARLINE_HOME`` (the demo's) and
+The service runs in a process of its own, as ``nearline serve`` starts it, on a copy of ``NEARLINE_HOME`` (the demo) and
 on a generated catalog of 100,000 items and 20,000 users, named so. The load comes from another process and is open:
 times count from when a request was due. Events come in beside it, ten a second, so that some users always have events
 that no refresh has covered. Every kind of request is asked for the same time; then the highest rate that is answered
