@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from tasks.domain.ports import VectorIndex
 from tasks.domain.profiles import ItemSpace
@@ -35,7 +36,9 @@ class ServingState:
 class UserView:
     """What a request knows of a user: the fused query (width,), whom they met, and how fresh that is.
 
-    ``load_history`` gives everything the user did, pending events too, when the request needs more than the vector.
+    ``load_history`` gives everything the user did, pending events too, when the request needs more than the vector;
+    ``load_embeddings`` the vectors (text_width,) of what they wrote, by content hash, as
+    ``tasks.model_state.load_text_embeddings`` does: texts that are not embedded are left out.
     """
 
     user_id: str
@@ -48,3 +51,4 @@ class UserView:
     n_pending_events: int
     stale_seconds: float
     load_history: Callable[[], HistoryRows]
+    load_embeddings: Callable[[pa.ChunkedArray], dict[str, Floats]] = lambda content_hashes: {}
