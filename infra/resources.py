@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.settings import Settings, load_settings
-from tasks.domain.ports import Compute, SourceFiles, TextEncoder, Validator, VectorIndex, Warehouse
+from tasks.domain.ports import Compute, Reader, SourceFiles, TextEncoder, Validator, VectorIndex, Warehouse
 from tasks.domain.records import EventType
 
 if TYPE_CHECKING:
@@ -81,6 +81,12 @@ class LocalResources:
         from infra.ducklake_warehouse import open_warehouse
 
         return open_warehouse(self.home / "warehouse", self.settings.warehouse, read_only=read_only)
+
+    def engine(self) -> AbstractContextManager[Reader]:
+        """DuckDB in memory, with one thread."""
+        from infra.sql_engine import open_engine
+
+        return open_engine()
 
     def source_files(self) -> SourceFiles:
         """CSV, JSON lines and Parquet."""

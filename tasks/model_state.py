@@ -1,6 +1,6 @@
 """Loads a model version and histories from the warehouse. It knows nothing of Prefect, the index or the encoder."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from tasks.domain.errors import NotFoundError
 from tasks.domain.factor_model import weigh_items
 from tasks.domain.features import Attributes, FeatureSpace, parse_attributes
 from tasks.domain.histories import InteractionLog, TextLog, build_histories
-from tasks.domain.ports import Warehouse
+from tasks.domain.ports import Reader, Warehouse
 from tasks.domain.profiles import Histories, ItemSpace, Profiles, Recipe
 from tasks.domain.records import EventType
 from tasks.domain.vectors import matrix_from_lists
@@ -115,19 +115,33 @@ def load_history_rows(
     """
     with warehouse.at(snapshot) as past:
         if user_ids is None:
-            shadows: dict[str, pa.Table] = {}
+            raw: dict[str, pa.Table] = {}
         else:
             wanted = pa.table({"user_id": pa.array(sorted(set(user_ids)), pa.string())})
-            shadows = {
+            raw = {
                 table: past.read(query_sql(f"{table}_of_users"), shadows={"wanted_users": wanted})
                 for table in ("raw_events", "raw_users")
             }
-        shadows["event_types"] = event_type_rows(event_types)
-        shadows["stg_events"] = past.read(model_sql("stg_events"), shadows=shadows)
-        parameters = {"half_life_days": half_life_days}
-        interactions = past.read(model_sql("fct_interactions"), parameters, shadows)
-        texts = past.read(model_sql("int_user_texts"), shadows=shadows)
-        found = HistoryRows(interactions, texts, past.read(model_sql("stg_users"), shadows=shadows))
+        return build_history_rows(past, raw, event_types, half_life_days, user_ids)
+
+
+def build_history_rows(
+    reader: Reader,
+    raw: Mapping[str, pa.Table],
+    event_types: Iterable[EventType],
+    half_life_days: float,
+    user_ids: Sequence[str] | None = None,
+) -> HistoryRows:
+    """Run the SQL models over the tables of ``raw``, and over those of ``reader`` where ``raw`` has none.
+
+    The models read ``raw_events``, ``raw_users`` and ``stg_items``. Rows of others than the given (or all) users are
+    left out.
+    """
+    shadows = {**raw, "event_types": event_type_rows(event_types)}
+    shadows["stg_events"] = reader.read(model_sql("stg_events"), shadows=shadows)
+    interactions = reader.read(model_sql("fct_interactions"), {"half_life_days": half_life_days}, shadows)
+    texts = reader.read(model_sql("int_user_texts"), shadows=shadows)
+    found = HistoryRows(interactions, texts, reader.read(model_sql("stg_users"), shadows=shadows))
     if user_ids is not None:
         chosen = pa.array(sorted(set(user_ids)), pa.string())
         found = HistoryRows(*(_only_users(table, chosen) for table in found))
@@ -150,8 +164,18 @@ def load_histories(
     recipe = version.recipe
     rows = load_history_rows(warehouse, recipe.event_types, recipe.interaction_half_life_days, snapshot, user_ids)
     embeddings = load_text_embeddings(warehouse, rows.texts["content_hash"], version.encoder_id, version.text_width)
-    if user_ids is None:
-        user_ids = rows.known_users()
+    return encode_histories(rows, version, items, rows.known_users() if user_ids is None else user_ids, embeddings)
+
+
+def encode_histories(
+    rows: HistoryRows,
+    version: ModelVersion,
+    items: ItemSpace,
+    user_ids: Sequence[str],
+    embeddings: dict[str, Floats],
+) -> tuple[Histories, int]:
+    """Rows as histories, in the order of ``user_ids``, with the number of their texts that have no embedding in
+    ``embeddings`` (by content hash); these are left out, and so are items that the version does not know."""
     log, texts, n_missing = encode_rows(rows, items.item_ids, user_ids, embeddings, version.text_width)
     if version.user_map is not None:
         log = replace(log, user_features=version.user_space.encode(attributes_of(rows, user_ids)))

@@ -50,6 +50,18 @@ class Transaction(Protocol):
         """Read inside the transaction."""
 
 
+class Reader(Protocol):
+    """Runs SQL of ``warehouse/``: the warehouse, or an engine that has no table but those it is given."""
+
+    def read(
+        self,
+        sql: str,
+        parameters: Mapping[str, object] | None = None,
+        shadows: Mapping[str, pa.Table] | None = None,
+    ) -> pa.Table:
+        """As ``Warehouse.read``."""
+
+
 class Warehouse(Protocol):
     """The DuckLake: tables by their unqualified names."""
 
@@ -245,6 +257,9 @@ class Resources(Protocol):
 
     def warehouse(self, *, read_only: bool = False) -> AbstractContextManager[Warehouse]:
         """The warehouse, its tables created on the first use."""
+
+    def engine(self) -> AbstractContextManager[Reader]:
+        """The warehouse's SQL engine without the warehouse, for tables in memory. Threads may share it."""
 
     def source_files(self) -> SourceFiles:
         """The reader of files to import."""
