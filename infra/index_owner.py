@@ -210,8 +210,8 @@ class _Line:
             deliver_challenge(connection, self._key)
             answer_challenge(connection, self._key)
             while not self._closing:
-                method, arguments = connection.recv()
-                connection.send(self._run(method, arguments))
+                method, arguments, options = connection.recv()
+                connection.send(self._run(method, arguments, options))
         except (EOFError, OSError, AuthenticationError, TypeError, ValueError):
             pass  # the other side went away, or never had the key
         finally:
@@ -219,11 +219,11 @@ class _Line:
             with suppress(OSError):
                 connection.close()
 
-    def _run(self, method: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+    def _run(self, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[bool, Any]:
         if method not in PORT_METHODS:
             return False, TerminalError(f"The index has no method {method!r}. It has: {', '.join(PORT_METHODS)}.")
         try:
-            return True, getattr(self._index, method)(*arguments)
+            return True, getattr(self._index, method)(*arguments, **options)
         except NearlineError as error:
             return False, type(error)(*error.args)  # without its cause, which may not travel
         except Exception as error:

@@ -9,7 +9,7 @@ import math
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -35,6 +35,7 @@ from infra.qdrant_points import (
     user_fields,
     user_payload,
     version_of,
+    with_ids,
 )
 from infra.settings import IndexSettings
 from tasks.domain.errors import IndexUnavailableError, NotFoundError, TerminalError
@@ -132,7 +133,9 @@ class QdrantIndex:
         found = self._retrieve(USERS, version, user_ids, USER_VECTOR)
         return {p["user_id"]: (user_payload(p), vector) for p, vector in found}
 
-    def search(self, version: str, query: Floats, k: int, restrict: IndexFilter) -> list[Hit]:
+    def search(
+        self, version: str, query: Floats, k: int, restrict: IndexFilter, *, with_vectors: bool = False
+    ) -> list[Hit]:
         """The ``k`` items with the highest dot product, best first. Local mode is exact; a server may approximate."""
         if k < 1:
             return []
@@ -144,9 +147,9 @@ class QdrantIndex:
                 limit=k,
                 query_filter=search_filter(restrict),
                 with_payload=True,
+                with_vectors=[ITEM_VECTOR] if with_vectors else False,
             )
-        payloads = [item_payload(point.payload or {}) for point in answer.points]
-        return [Hit(p.item_id, float(point.score), p) for p, point in zip(payloads, answer.points, strict=True)]
+        return [_hit(point) for point in answer.points]
 
     def switch(self, version: str) -> None:
         """Point both aliases to ``version`` in one request, which Qdrant does whole or not at all."""
@@ -164,6 +167,13 @@ class QdrantIndex:
             operations.append(models.CreateAliasOperation(create_alias=target))
         with self._asking(f"Switching to version {version!r}", version):
             self._client.update_collection_aliases(operations)
+
+    def delete_users(self, user_ids: Sequence[str]) -> int:
+        """Remove users from every version there is, one that does not serve too. Returns how many points there were."""
+        with self._asking("Listing the versions"):
+            names = [collection.name for collection in self._client.get_collections().collections]
+        collections = [name for name in names if name.startswith(f"{USERS}__")]
+        return sum(self._delete_users(name, user_ids) for name in collections)
 
     def drop_version(self, version: str) -> None:
         """Delete both collections; nothing happens where there are none."""
@@ -204,6 +214,7 @@ class QdrantIndex:
         fields = (
             (ITEMS, "available", models.PayloadSchemaType.BOOL),
             (ITEMS, "categories", models.PayloadSchemaType.KEYWORD),
+            (ITEMS, "attributes", models.PayloadSchemaType.KEYWORD),
             (USERS, "as_of_snapshot", models.PayloadSchemaType.INTEGER),
         )
         for kind, field, schema in fields:
@@ -215,6 +226,18 @@ class QdrantIndex:
             self._client.upsert(name, points, wait=True, update_filter=fence)
             if self._local is not None:
                 _sync(self._local.collections[name])
+
+    def _delete_users(self, collection: str, user_ids: Sequence[str]) -> int:
+        n_found, version = 0, version_of(collection)
+        for start in range(0, len(user_ids), RETRIEVE_BATCH):
+            batch = user_ids[start : start + RETRIEVE_BATCH]
+            points: list[models.ExtendedPointId] = [point_id(user_id) for user_id in batch]
+            with suppress(NotFoundError), self._asking(f"Deleting users of version {version!r}", version):
+                n_found += self._client.count(collection, count_filter=with_ids(batch), exact=True).count
+                self._client.delete(collection, models.PointIdsList(points=points), wait=True)
+                if self._local is not None:
+                    _forget(self._local.collections[collection], points)
+        return n_found
 
     def _retrieve(
         self, kind: str, version: str, ids: Sequence[str], vector: str
@@ -324,6 +347,13 @@ def _check_server(index: QdrantIndex, client: QdrantClient) -> None:
         )
 
 
+def _hit(point: models.ScoredPoint) -> Hit:
+    payload = item_payload(point.payload or {})
+    vectors = point.vector if isinstance(point.vector, dict) else {}
+    vector = np.asarray(vectors[ITEM_VECTOR], dtype=np.float32) if ITEM_VECTOR in vectors else None
+    return Hit(payload.item_id, float(point.score), payload, vector)
+
+
 def _unavailable(attempt: str, reason: object) -> IndexUnavailableError:
     return IndexUnavailableError(
         f"{attempt} got no answer: {reason}. Look whether the server runs and NEARLINE_INDEX__URL is its address; "
@@ -348,6 +378,16 @@ def _commit_by_batch(collection: LocalCollection) -> None:
     if collection.storage is not None:
         collection.storage.storage.execute("pragma journal_mode = wal").fetchone()
         collection.storage.storage.execute("pragma synchronous = normal")
+        collection.storage.storage.execute("pragma secure_delete = on")  # what is deleted is no longer in the file
+
+
+def _forget(collection: LocalCollection, points: Sequence[models.ExtendedPointId]) -> None:
+    """Local mode only hides what is deleted until the folder is opened again; overwrite it."""
+    for row in (collection.ids[point] for point in points if point in collection.ids):
+        collection.payload[row] = {}
+        for vectors in collection.vectors.values():
+            vectors[row] = 0
+    _sync(collection)
 
 
 def _sync(collection: LocalCollection) -> None:

@@ -1,7 +1,7 @@
 """Our records as Qdrant's points, payloads and filters, and back. It knows nothing of a connection."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,13 +39,21 @@ def search_filter(restrict: IndexFilter) -> models.Filter:
         must.append(models.FieldCondition(key="available", match=models.MatchValue(value=True)))
     if restrict.categories:
         must.append(models.FieldCondition(key="categories", match=models.MatchAny(any=list(restrict.categories))))
-    excluded: list[models.ExtendedPointId] = [point_id(item_id) for item_id in sorted(restrict.exclude_items)]
-    return models.Filter(must=must, must_not=[models.HasIdCondition(has_id=excluded)] if excluded else None)
+    for terms in restrict.attributes:
+        must.append(models.FieldCondition(key="attributes", match=models.MatchAny(any=list(terms))))
+    if restrict.only_items:
+        must.append(_one_of(restrict.only_items))
+    return models.Filter(must=must, must_not=[_one_of(restrict.exclude_items)] if restrict.exclude_items else None)
 
 
 def not_newer(as_of_snapshot: int) -> models.Filter:
     """The condition under which a user's point may be replaced by one of ``as_of_snapshot``."""
     return models.Filter(must=[models.FieldCondition(key="as_of_snapshot", range=models.Range(lte=as_of_snapshot))])
+
+
+def with_ids(outside_ids: Iterable[str]) -> models.Filter:
+    """The condition of being one of these users or items."""
+    return models.Filter(must=[_one_of(outside_ids)])
 
 
 def item_fields(item: ItemPayload) -> dict[str, Any]:
@@ -55,12 +63,14 @@ def item_fields(item: ItemPayload) -> dict[str, Any]:
         "title": item.title,
         "categories": list(item.categories),
         "available": bool(item.available),
+        "attributes": list(item.attributes),
     }
 
 
 def item_payload(fields: Mapping[str, Any]) -> ItemPayload:
-    """The inverse of ``item_fields``."""
-    return ItemPayload(fields["item_id"], fields["title"], tuple(fields["categories"]), fields["available"])
+    """The inverse of ``item_fields``. A point from before there were attributes has none."""
+    categories, attributes = tuple(fields["categories"]), tuple(fields.get("attributes", ()))
+    return ItemPayload(fields["item_id"], fields["title"], categories, fields["available"], attributes)
 
 
 def user_fields(user: UserPayload) -> dict[str, Any]:
@@ -71,13 +81,18 @@ def user_fields(user: UserPayload) -> dict[str, Any]:
         "alpha": float(user.alpha),
         "beta": float(user.beta),
         "as_of_snapshot": int(user.as_of_snapshot),
+        "seen": list(user.seen),
     }
 
 
 def user_payload(fields: Mapping[str, Any]) -> UserPayload:
-    """The inverse of ``user_fields``."""
+    """The inverse of ``user_fields``. A point from before it was known has seen nothing."""
     names = ("user_id", "n_history", "alpha", "beta", "as_of_snapshot")
-    return UserPayload(*(fields[name] for name in names))
+    return UserPayload(**{name: fields[name] for name in names}, seen=tuple(fields.get("seen", ())))
+
+
+def _one_of(outside_ids: Iterable[str]) -> models.HasIdCondition:
+    return models.HasIdCondition(has_id=[point_id(outside) for outside in sorted(outside_ids)])
 
 
 def check_vectors(vectors: Floats, n_payloads: int) -> None:

@@ -27,6 +27,7 @@ PORT_METHODS = (
     "users",
     "search",
     "switch",
+    "delete_users",
     "drop_version",
 )
 
@@ -78,13 +79,19 @@ class SharedIndex:
         """See the port."""
         return cast("dict[str, tuple[UserPayload, Floats]]", self._ask("users", version, list(user_ids)))
 
-    def search(self, version: str, query: Floats, k: int, restrict: IndexFilter) -> list[Hit]:
+    def search(
+        self, version: str, query: Floats, k: int, restrict: IndexFilter, *, with_vectors: bool = False
+    ) -> list[Hit]:
         """See the port."""
-        return cast("list[Hit]", self._ask("search", version, query, k, restrict))
+        return cast("list[Hit]", self._ask("search", version, query, k, restrict, with_vectors=with_vectors))
 
     def switch(self, version: str) -> None:
         """See the port."""
         self._ask("switch", version)
+
+    def delete_users(self, user_ids: Sequence[str]) -> int:
+        """See the port."""
+        return cast("int", self._ask("delete_users", list(user_ids)))
 
     def drop_version(self, version: str) -> None:
         """See the port."""
@@ -94,10 +101,10 @@ class SharedIndex:
         """Hang up."""
         self._connection.close()
 
-    def _ask(self, method: str, *arguments: Any) -> Any:
+    def _ask(self, method: str, *arguments: Any, **options: Any) -> Any:
         with self._turn:
             try:
-                self._connection.send((method, arguments))
+                self._connection.send((method, arguments, options))
                 if not self._connection.poll(self._timeout_seconds):
                     self._connection.close()  # a late answer must not be taken for that of the next request
                     raise self._lost(method, f"did not answer within {self._timeout_seconds:g} seconds")

@@ -3,13 +3,19 @@
 It knows nothing of which version serves.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from tasks.domain.attribute_terms import attribute_terms
 from tasks.domain.fusion import fuse_items, fuse_queries
 from tasks.domain.ports import VectorIndex, Warehouse
+from tasks.domain.profiles import Profiles
 from tasks.domain.projections import TOP_K, Projection, canary_recall, checksum, exact_scores, sample_rows
 from tasks.domain.publication_gate import check_canaries, check_counts, check_sample, check_shapes
 from tasks.domain.records import CheckResult, IndexFilter, ItemPayload, UserPayload
@@ -43,16 +49,13 @@ def load_projection(warehouse: Warehouse, version: str) -> Projection:
     fusion = model.recipe.fusion
     space = load_item_space(warehouse, version)
     profiles = load_profiles(warehouse, version)
-    snapshots = warehouse.read(query_sql("profile_snapshots_of_version"), {"version": version})
-    as_of = dict(zip(snapshots["user_id"].to_pylist(), snapshots["as_of_snapshot"].to_pylist(), strict=True))
-    users = zip(profiles.user_ids, profiles.n_history, profiles.alpha, profiles.beta, strict=True)
     return Projection(
         version=version,
         text_width=model.text_width,
         items=fuse_items(space.text, space.factors, space.prior, fusion),
         item_payloads=_item_payloads(warehouse, version, space.item_ids),
         users=fuse_queries(profiles.text, profiles.factors, profiles.alpha, profiles.beta, fusion),
-        user_payloads=tuple(UserPayload(u, int(n), float(alpha), float(b), as_of[u]) for u, n, alpha, b in users),
+        user_payloads=_user_payloads(warehouse, profiles, version),
         user_text=profiles.text,
     )
 
@@ -84,11 +87,34 @@ def verify_projection(index: VectorIndex, projection: Projection) -> list[CheckR
 
 def _item_payloads(warehouse: Warehouse, version: str, item_ids: Sequence[str]) -> tuple[ItemPayload, ...]:
     rows = warehouse.read(query_sql("item_payloads_of_version"), {"version": version}).to_pylist()
-    payloads = {
-        row["item_id"]: ItemPayload(row["item_id"], row["title"], tuple(row["categories"]), row["available"])
-        for row in rows
-    }
+    payloads = {row["item_id"]: _item_payload(row) for row in rows}
     return tuple(payloads[item_id] for item_id in item_ids)
+
+
+def _item_payload(row: Mapping[str, Any]) -> ItemPayload:
+    """Few labels stand in many items: each is kept once."""
+    categories = tuple(map(sys.intern, row["categories"]))
+    terms = tuple(map(sys.intern, attribute_terms(row["attributes"])))
+    return ItemPayload(row["item_id"], row["title"], categories, row["available"], terms)
+
+
+def _user_payloads(warehouse: Warehouse, profiles: Profiles, version: str) -> tuple[UserPayload, ...]:
+    rows = warehouse.read(query_sql("profile_snapshots_of_version"), {"version": version})
+    as_of, seen = rows["as_of_snapshot"].to_pylist(), shared_texts(rows["seen_items"])
+    stored = dict(zip(rows["user_id"].to_pylist(), zip(as_of, seen, strict=True), strict=True))
+    numbers = (profiles.n_history.tolist(), profiles.alpha.tolist(), profiles.beta.tolist())
+    users = zip(profiles.user_ids, *numbers, strict=True)
+    return tuple(UserPayload(user_id, n, alpha, beta, *stored[user_id]) for user_id, n, alpha, beta in users)
+
+
+def shared_texts(column: pa.ChunkedArray) -> list[tuple[str, ...]]:
+    """A column of lists of texts; null is an empty list. Equal texts are one object: millions of them are small."""
+    lists = column.cast(pa.list_(pa.string())).combine_chunks()
+    lists = lists if isinstance(lists, pa.ListArray) else pa.concat_arrays(lists.chunks)
+    coded = lists.flatten().dictionary_encode()
+    texts = np.array([*coded.dictionary.to_pylist(), None], object)[coded.indices.to_numpy()].tolist()
+    ends = np.cumsum(lists.value_lengths().fill_null(0).to_numpy()).tolist()
+    return [tuple(texts[start:end]) for start, end in pairwise([0, *ends])]
 
 
 def _verify_items(index: VectorIndex, projection: Projection) -> CheckResult:

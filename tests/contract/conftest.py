@@ -59,13 +59,20 @@ class MemoryIndex:
     def users(self, version: str, user_ids: Sequence[str]) -> dict:
         return {u: self._get(version)[2][u] for u in user_ids if u in self._get(version)[2]}
 
-    def search(self, version: str, query: np.ndarray, k: int, restrict: IndexFilter) -> list[Hit]:
+    def delete_users(self, user_ids: Sequence[str]) -> int:
+        return sum(users.pop(u, None) is not None for _, _, users in self._versions.values() for u in user_ids)
+
+    def search(
+        self, version: str, query: np.ndarray, k: int, restrict: IndexFilter, *, with_vectors: bool = False
+    ) -> list[Hit]:
         hits = [
-            Hit(item_id, float(vector @ query), payload)
+            Hit(item_id, float(vector @ query), payload, vector if with_vectors else None)
             for item_id, (payload, vector) in self._get(version)[1].items()
             if (payload.available or not restrict.only_available)
             and (not restrict.categories or set(restrict.categories) & set(payload.categories))
+            and all(set(terms) & set(payload.attributes) for terms in restrict.attributes)
             and item_id not in restrict.exclude_items
+            and (not restrict.only_items or item_id in restrict.only_items)
         ]
         return sorted(hits, key=lambda hit: -hit.score)[: max(k, 0)]
 
@@ -157,11 +164,19 @@ class QdrantOverHttp:
                 ids, payload, vector = body["ids"], body["with_payload"], body["with_vector"]
                 return store.retrieve(name, ids, with_payload=payload, with_vectors=vector)
             case "POST", ["collections", name, "points", "count"]:
-                return store.count(name, exact=body["exact"])
+                restrict = models.Filter(**body["filter"]) if body.get("filter") else None
+                return store.count(name, count_filter=restrict, exact=body["exact"])
+            case "POST", ["collections", name, "points", "delete"]:
+                return store.delete(name, models.PointIdsList(points=body["points"]))
             case "POST", ["collections", name, "points", "query"]:
                 query = models.QueryRequest(**body)
                 return store.query_points(
-                    name, query=query.query, using=query.using, limit=query.limit, query_filter=query.filter
+                    name,
+                    query=query.query,
+                    using=query.using,
+                    limit=query.limit,
+                    query_filter=query.filter,
+                    with_vectors=query.with_vector,
                 )
         raise AssertionError(f"the adapter asked for {method} {path}, which this stand-in does not know")
 

@@ -62,7 +62,12 @@ def test_payload_fields_that_filters_use_are_indexed_on_a_server(index_over_http
 
     fields = {(body["field_name"], body["field_schema"]) for body in _bodies(qdrant_over_http, "PUT", "/index")}
 
-    assert fields == {("available", "bool"), ("categories", "keyword"), ("as_of_snapshot", "integer")}
+    assert fields == {
+        ("available", "bool"),
+        ("categories", "keyword"),
+        ("attributes", "keyword"),
+        ("as_of_snapshot", "integer"),
+    }
 
 
 def test_the_description_of_qdrant_refuses_a_field_it_does_not_know(qdrant_over_http):
