@@ -120,13 +120,14 @@ class Hit:
 
 @dataclass(frozen=True)
 class Because:
-    """One reason of a score: a history item, a text of the user, their attributes, or the rest taken together.
+    """One reason of a score: a history item, a text of the user, their attributes, a boost of the request, or the rest
+    taken together.
 
     ``contribution`` is what it adds to the score and ``share`` is that over the size of the score; both may be
     negative. Over all reasons of an explained item, contributions add up to the score without ``prior_part``.
     """
 
-    kind: Literal["item", "text", "attributes", "rest"]
+    kind: Literal["item", "text", "attributes", "boost", "rest"]
     label: str
     share: float
     item_id: str | None = None
