@@ -53,7 +53,7 @@ def load_projection(warehouse: Warehouse, version: str) -> Projection:
         version=version,
         text_width=model.text_width,
         items=fuse_items(space.text, space.factors, space.prior, fusion),
-        item_payloads=_item_payloads(warehouse, version, space.item_ids),
+        item_payloads=load_item_payloads(warehouse, version, space.item_ids),
         users=fuse_queries(profiles.text, profiles.factors, profiles.alpha, profiles.beta, fusion),
         user_payloads=_user_payloads(warehouse, profiles, version),
         user_text=profiles.text,
@@ -85,7 +85,8 @@ def verify_projection(index: VectorIndex, projection: Projection) -> list[CheckR
     ]
 
 
-def _item_payloads(warehouse: Warehouse, version: str, item_ids: Sequence[str]) -> tuple[ItemPayload, ...]:
+def load_item_payloads(warehouse: Warehouse, version: str, item_ids: Sequence[str]) -> tuple[ItemPayload, ...]:
+    """What is shown of the items of a version now, in the order of ``item_ids``."""
     rows = warehouse.read(query_sql("item_payloads_of_version"), {"version": version}).to_pylist()
     payloads = {row["item_id"]: _item_payload(row) for row in rows}
     return tuple(payloads[item_id] for item_id in item_ids)

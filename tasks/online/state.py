@@ -8,11 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tasks.domain.ports import VectorIndex
+from tasks.domain.fusion import fuse_items
+from tasks.domain.ports import VectorIndex, Warehouse
 from tasks.domain.profiles import ItemSpace
 from tasks.domain.records import ItemPayload
-from tasks.model_state import HistoryRows, ModelVersion
+from tasks.model_state import HistoryRows, ModelVersion, load_item_space, load_version
 from tasks.online.exact_search import ItemTerms
+from tasks.projection import load_item_payloads
+from warehouse.catalog import query_sql
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -59,3 +62,20 @@ class UserView:
     stale_seconds: float
     load_history: Callable[[], HistoryRows]
     load_embeddings: Callable[[pa.ChunkedArray], dict[str, Floats]] = lambda content_hashes: {}
+
+
+def load_state(warehouse: Warehouse, version: str, index: VectorIndex) -> ServingState:
+    """One version from the warehouse, with the index that is searched for it.
+
+    ``warehouse`` should be a view of one snapshot. Raises NotFoundError for an unknown version.
+    """
+    model, items = load_version(warehouse, version), load_item_space(warehouse, version)
+    seen = warehouse.read(query_sql("item_arrivals_of_version"), {"version": version})["first_seen_at"]
+    return ServingState(
+        model=model,
+        items=items,
+        payloads=load_item_payloads(warehouse, version, items.item_ids),
+        vectors=fuse_items(items.text, items.factors, items.prior, model.recipe.fusion),
+        first_seen_at=np.asarray(seen.cast(pa.int64()).fill_null(0).to_numpy(), np.int64),
+        index=index,
+    )
