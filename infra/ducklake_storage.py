@@ -8,6 +8,7 @@ import importlib.util
 import os
 import random
 import shutil
+import sqlite3
 import threading
 import time
 import uuid
@@ -24,12 +25,16 @@ from infra.settings import WarehouseSettings
 from tasks.domain.errors import InputError, NearlineError, NotFoundError, TerminalError, WarehouseBusyError
 from warehouse.catalog import Column, contracts
 
-LAYOUT = 1
+LAYOUT = 2
 """Number of the layout that this code writes; raise it together with a migration in ``_complete_layout``."""
+
+_OPTIONS = {"parquet_version": "2", "parquet_compression": "uncompressed", "data_inlining_row_limit": "5000"}
+"""How new rows are stored: ``docs/nearline.md`` has the measurements. Files that are there already stay as they are."""
 
 _EXTENSIONS = ("sqlite_scanner", "ducklake")
 _BUSY_SIGNS = ("database is locked", "transaction conflict", "failed to commit ducklake transaction")
 _HOLDERS: set[tuple[int, str]] = set()
+_EXCLUSIVE: set[tuple[int, str]] = set()
 _IDLE: dict[int, list[duckdb.DuckDBPyConnection]] = {}
 
 T = TypeVar("T")
@@ -63,7 +68,7 @@ class LakeStorage:
 
         Raises TerminalError for a layout newer than this program knows.
         """
-        if _missing(connection):
+        if _missing(connection) or _layout(connection) < LAYOUT:
             with self.write_lock(), self._instance(self._catalog) as writer:
                 self.retried(lambda: _complete_layout(writer), "complete the tables of")
         _check_known(connection)
@@ -72,6 +77,13 @@ class LakeStorage:
     def write_lock(self) -> Iterator[None]:
         """Hold the lock that every writer takes. Raises WarehouseBusyError when it stays taken."""
         holder = (threading.get_ident(), str(self._folder))
+        if holder in _EXCLUSIVE:
+            _EXCLUSIVE.discard(holder)
+            try:
+                yield
+            finally:
+                _EXCLUSIVE.add(holder)
+            return
         if holder in _HOLDERS:
             raise TerminalError("A commit was begun inside a commit. Use the transaction that is open already.")
         lock = FileLock(self._folder / "write.lock", timeout=self._busy_seconds)
@@ -85,6 +97,27 @@ class LakeStorage:
         finally:
             _HOLDERS.discard(holder)
             lock.release()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold that lock over several commits of this thread. Raises WarehouseBusyError."""
+        holder = (threading.get_ident(), str(self._folder))
+        with self.write_lock():
+            _EXCLUSIVE.add(holder)
+            try:
+                yield
+            finally:
+                _EXCLUSIVE.discard(holder)
+
+    def compact_catalog(self) -> bool:
+        """Write the catalog's file anew without what was deleted from it; False if another process keeps it busy."""
+        with contextlib.closing(sqlite3.connect(self._catalog, timeout=self._busy_seconds)) as catalog:
+            try:
+                catalog.execute("vacuum")
+                (is_busy, _, _) = catalog.execute("pragma wal_checkpoint(truncate)").fetchone()
+            except sqlite3.OperationalError:
+                return False
+        return not is_busy
 
     def retried(self, attempt: Callable[[], T], verb: str) -> T:
         """Run ``attempt`` again, after a random wait, for as long as the catalog is busy; translate other errors."""
@@ -244,6 +277,8 @@ def _complete_layout(connection: duckdb.DuckDBPyConnection) -> None:
         for table, columns in _missing(connection).items():
             _add_columns(connection, table, columns)
         if _layout(connection) < LAYOUT:
+            for name, value in _OPTIONS.items():
+                connection.execute("call lake.set_option($name, $value)", {"name": name, "value": value})
             row = {"layout": LAYOUT, "applied_at": datetime.now(UTC)}
             connection.execute("insert into layouts values ($layout, $applied_at)", row)
         connection.execute("commit")

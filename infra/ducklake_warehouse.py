@@ -5,7 +5,7 @@ It knows nothing of what the tables mean: their shapes come from the contracts, 
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
@@ -85,6 +85,34 @@ class DuckLakeWarehouse:
             raise TerminalError("A write was asked of a warehouse that is open for reading. Open it without read_only.")
         with self._storage.write_lock(), self._cursor() as cursor:
             return self._storage.retried(lambda: self._attempt(cursor, work), "write to")
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Nobody else commits while this is open; see the port."""
+        return self._storage.exclusive()
+
+    def purge(self, before_expiry: Callable[[Transaction, int], None]) -> Mapping[str, int]:
+        """Remove deleted rows from files and catalog, with every earlier snapshot; see the port."""
+        with self._storage.write_lock(), self._cursor() as cursor:
+
+            def call(sql: str, parameters: Mapping[str, object] | None = None) -> pa.Table:
+                return self._storage.retried(lambda: _fetch(cursor, sql, parameters), "purge")
+
+            call("call ducklake_flush_inlined_data('lake')")
+            rewritten = call("call ducklake_rewrite_data_files('lake', delete_threshold => 0)")
+            snapshot = self.latest_snapshot()
+            self._storage.retried(
+                lambda: self._attempt(cursor, lambda transaction: before_expiry(transaction, snapshot)), "write to"
+            )
+            old = call("select snapshot_id from lake.snapshots() where snapshot_id < $s", {"s": self.latest_snapshot()})
+            expired = old["snapshot_id"].to_pylist()
+            call("call ducklake_expire_snapshots('lake', versions => $expired)", {"expired": expired})
+            deleted = call("call ducklake_cleanup_old_files('lake', cleanup_all => true)").num_rows
+        return {
+            "rewritten_files": _total(rewritten, "files_processed"),
+            "expired_snapshots": len(expired),
+            "deleted_files": deleted,
+            "catalog_compacted": int(self._storage.compact_catalog()),
+        }
 
     def maintain(
         self, *, keep_from: int | None, keep: Collection[int], older_than: datetime, unused_since: datetime

@@ -76,6 +76,13 @@ class LocalResources:
         """Limits that the checks of the contracts name."""
         return self.settings.gates.model_dump()
 
+    def pseudonym(self, user_id: str) -> str:
+        """A salted name of a user; the salt is made at the first call."""
+        from infra.key_store import load_salt
+        from tasks.domain.access import pseudonym
+
+        return pseudonym(load_salt(self.home), user_id)
+
     def warehouse(self, *, read_only: bool = False) -> AbstractContextManager[Warehouse]:
         """The DuckLake in ``home/warehouse``."""
         from infra.ducklake_warehouse import open_warehouse
@@ -99,6 +106,22 @@ class LocalResources:
         from infra.index_owner import open_index
 
         return open_index(self.home / "index", self.settings.index)
+
+    @property
+    def serves_from_memory(self) -> bool:
+        """Whether ``serving_index`` is one in memory: there is no server."""
+        return self.settings.index.url is None
+
+    @contextmanager
+    def serving_index(self) -> Iterator[VectorIndex]:
+        """The Qdrant server, or an empty index in memory."""
+        if self.serves_from_memory:
+            from infra.memory_index import MemoryIndex
+
+            yield MemoryIndex()
+        else:
+            with self.index() as index:
+                yield index
 
     def encoder(self) -> TextEncoder:
         """The text encoder, loaded once per process."""

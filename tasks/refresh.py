@@ -110,20 +110,20 @@ def read_feed(warehouse: Warehouse, version: str) -> Feed | None:
     """Whose profiles of ``version`` the events since its watermark concern; None if there is nobody.
 
     Who wrote a text that was embedded since then is named too: their profile could not hold it before. So is who told
-    something of themselves, if the version knows attributes. If the watermark's snapshot has expired, everybody is
-    named and the note says so. Raises NotFoundError if the version has no watermark.
+    something of themselves, if the version knows attributes, and whom ``refresh_requests`` names. If the watermark's
+    snapshot has expired, everybody is named and the note says so. Raises NotFoundError if the version has no watermark.
     """
     after, to = read_watermark(warehouse, version), warehouse.latest_snapshot()
     try:
         events = warehouse.insertions("raw_events", after, to)
         texts = warehouse.insertions("text_embeddings", after, to)
         told = warehouse.insertions("raw_users", after, to)["user_id"].to_pylist()
+        user_ids = set(warehouse.insertions("refresh_requests", after, to)["user_id"].to_pylist())
     except NotFoundError:
         users = warehouse.read(query_sql("all_users_of_version"), {"version": version})
         note = f"the change feed after snapshot {after} has expired: every user was refreshed"
         logger.warning("refresh version=%s %s", version, note)
         return Feed(after, to, tuple(users["user_id"].to_pylist()), np.zeros(0), note)
-    user_ids: set[str] = set()
     if events.num_rows:
         user_ids.update(
             warehouse.read(query_sql("touched_users"), shadows={"fed_events": events})["user_id"].to_pylist()

@@ -92,6 +92,18 @@ class Warehouse(Protocol):
         Raises WarehouseBusyError when the catalog stays locked.
         """
 
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Nobody else commits while this is open; this thread may, several times. Raises WarehouseBusyError."""
+
+    def purge(self, before_expiry: Callable[[Transaction, int], None]) -> Mapping[str, int]:
+        """Remove deleted rows for good: from data files, from the catalog, and with every earlier snapshot.
+
+        ``before_expiry(transaction, snapshot)`` runs in a commit of its own once the files are written anew as of
+        ``snapshot``; the change feed can be read from there on afterwards, and no longer from before. Returns what was
+        done: ``rewritten_files``, ``expired_snapshots``, ``deleted_files``, and ``catalog_compacted`` (0 if another
+        process kept the catalog busy). Raises WarehouseBusyError.
+        """
+
     def maintain(
         self, *, keep_from: int | None, keep: Collection[int], older_than: datetime, unused_since: datetime
     ) -> Mapping[str, int]:
@@ -150,7 +162,7 @@ class VectorIndex(Protocol):
         """
 
     def upsert_items(self, version: str, vectors: Floats, payloads: Sequence[ItemPayload]) -> None:
-        """Write item vectors, (n, width) float32."""
+        """Write item vectors, (n, width) float32, over those of the same ids."""
 
     def upsert_users(self, version: str, vectors: Floats, payloads: Sequence[UserPayload]) -> None:
         """Write query vectors, (n, width) float32. A point is only replaced by one with the same or a newer
@@ -168,7 +180,8 @@ class VectorIndex(Protocol):
     def search(
         self, version: str, query: Floats, k: int, restrict: IndexFilter, *, with_vectors: bool = False
     ) -> list[Hit]:
-        """The ``k`` items with the highest dot product with ``query`` (width,), best first."""
+        """The ``k`` items with the highest dot product with ``query`` (width,), best first; with their vectors if these
+        are asked for."""
 
     def switch(self, version: str) -> None:
         """Point both aliases to ``version`` in one atomic request."""
@@ -255,6 +268,9 @@ class Resources(Protocol):
     def gate_limits(self) -> Mapping[str, float]:
         """Limits of the gates by name, for the checks that say ``$name``."""
 
+    def pseudonym(self, user_id: str) -> str:
+        """A salted name of a user for logs, metrics and receipts; the same for the same user of this home."""
+
     def warehouse(self, *, read_only: bool = False) -> AbstractContextManager[Warehouse]:
         """The warehouse, its tables created on the first use."""
 
@@ -265,7 +281,16 @@ class Resources(Protocol):
         """The reader of files to import."""
 
     def index(self) -> AbstractContextManager[VectorIndex]:
-        """The vector index. Raises IndexUnavailableError."""
+        """The vector index that publications and refreshes write. Raises IndexUnavailableError."""
+
+    @property
+    def serves_from_memory(self) -> bool:
+        """Whether requests search an index in the memory of their process. Who opens it then fills it
+        (``tasks.projection.write_projection``) and follows publications and refreshes; otherwise it is ``index()``."""
+
+    def serving_index(self) -> AbstractContextManager[VectorIndex]:
+        """The index that requests search: one for all threads of a service, as long as it runs. In memory it is empty
+        at first. Raises IndexUnavailableError."""
 
     def encoder(self) -> TextEncoder:
         """The text encoder. Asking for it is cheap: its weights are loaded at the first ``encode``, once per process.

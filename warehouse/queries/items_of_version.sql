@@ -1,7 +1,10 @@
--- One row is an item of the model version $version, by id; embedding is null where the item has no text.
+-- One row is an item of the model version $version, by id; embedding is null where the item has no text. is_added says
+-- that nearline added it after the training.
 with
 versions as (select version, encoder_id, template_version from model_versions),
-factors as (select version, item_id, content_hash, factors, prior, n_interactions, exposure from item_factors),
+factors as (
+    select version, item_id, content_hash, factors, prior, n_interactions, exposure, added_at from item_factors
+),
 embeddings as (select content_hash, encoder_id, template_version, embedding from item_embeddings),
 final as (
     select
@@ -11,6 +14,7 @@ final as (
         factors.prior,
         factors.n_interactions,
         coalesce(factors.exposure, 1) as exposure,
+        factors.added_at is not null as is_added,
         embeddings.embedding
     from factors
     inner join versions on factors.version = versions.version
