@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.domain.explanations import phrase_reasons, phrase_shared
+from tasks.domain.online import RemovedRows
 from tasks.domain.records import Receipt, Recommendation, SimilarUsers, Slate
 from tasks.progress import StageEvent, watch_stages
 
@@ -33,6 +34,20 @@ def slate_table(slate: Slate) -> Table:
         parts = (item.score,) if by_neighbours else (item.score, item.text_part, item.factors_part, item.prior_part)
         why = [Text(phrase_reasons(item))] if explained else []
         table.add_row(str(item.rank), Text(item.title), *(f"{part:.3f}" for part in parts), *why)
+    return table
+
+
+def erasure_table(places: Sequence[RemovedRows]) -> Table:
+    """What was removed of a user, and what is there now; places that never held anything are left out."""
+    table = Table("place", box=None, header_style="dim")
+    for name in ("removed", "left"):
+        table.add_column(name, justify="right")
+    for place in places:
+        if place.n_removed or place.n_left:
+            style = "red" if place.n_left else ""
+            table.add_row(place.place, f"{place.n_removed:,}", Text(f"{place.n_left:,}", style=style))
+    if not table.row_count:
+        table.add_row("nothing is stored of this user", "0", "0")
     return table
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ RAW_EVENTS, QUARANTINE, TEXTS = "raw_events", "quarantine", "text_embeddings"
 INDEX = "vector index"
 REMAINS = (
     "Item factors were learned from everybody's events; this person's part in them goes with the next training.",
-    "Prefect keeps the parameters of its runs: a backfill that named this user shows their id until its run is deleted.",
+    "Prefect keeps the parameters of its runs: a backfill that named this user shows their id until that run goes.",
     "Copies and backups that were made of this home are not reached.",
 )
 
@@ -106,11 +107,11 @@ def _remove_rows(transaction: Transaction, user_id: str) -> dict[str, int]:
     """Delete in one transaction; returns the rows removed by table."""
     who = {"user_id": user_id}
     removed = {TEXTS: _delete_texts(transaction, who)}
-    for table, found, delete in (
-        (RAW_EVENTS, "events_of_person", "erase_events"),
-        (QUARANTINE, "quarantine_of_person", "erase_quarantine"),
+    for table, found, delete, key in (
+        (RAW_EVENTS, "events_of_person", "erase_events", ["event_id", "batch_id", "source_row"]),
+        (QUARANTINE, "refused_rows_of_person", "erase_quarantine", ["batch_id", "source_row", "reason"]),
     ):
-        rows = transaction.read(query_sql(found), who)
+        rows = transaction.read(query_sql(found), who).select(key)
         if rows.num_rows:
             transaction.execute(query_sql(delete), shadows={"erased_rows": rows})
         removed[table] = rows.num_rows
@@ -144,7 +145,7 @@ def _count_left(warehouse: Warehouse, index: VectorIndex, user_id: str) -> dict[
     """Rows and points that still name the user, by place."""
     who = {"user_id": user_id}
     left = {table: _count(warehouse, table, user_id) for table in tables_of_users()}
-    left[QUARANTINE] = warehouse.read(query_sql("quarantine_of_person"), who).num_rows
+    left[QUARANTINE] = warehouse.read(query_sql("refused_rows_of_person"), who).num_rows
     left[INDEX] = sum(len(index.users(version, [user_id])) for version in index.versions())
     return left
 
@@ -154,7 +155,7 @@ def _count_in_history(warehouse: Warehouse, user_id: str) -> int:
     snapshots = warehouse.read(query_sql("readable_snapshots"))["snapshot_id"].to_pylist()
     n_rows = 0
     for snapshot in snapshots:
-        with warehouse.at(snapshot) as past:
+        with warehouse.at(snapshot) as past, suppress(NotFoundError):  # the first snapshots are from before the tables
             n_rows += sum(_count(past, table, user_id) for table in (RAW_EVENTS, "raw_users"))
     return n_rows
 

@@ -4,6 +4,7 @@ import pytest
 
 from tasks.domain.errors import InputError
 from tasks.erase import erase_user, tables_of_users, verify_erasure
+from tasks.export import export_user
 from tasks.refresh import read_watermark, refresh
 
 SECRET = "person-4711-of-the-test"
@@ -12,10 +13,9 @@ SECRET = "person-4711-of-the-test"
 @pytest.fixture
 def world(small_world):
     world = small_world
-    world.add_events(
-        world.event(SECRET, "i00"), world.event(SECRET, "i02"), world.event(SECRET, None, "search", text="a secret wish"),
-        world.event("u00", None, "search", text="a shared wish"), world.event(SECRET, None, "search", text="a shared wish"),
-    )  # fmt: skip
+    world.add_events(*(world.event(SECRET, item) for item in ("i00", "i02")))
+    wishes = ((SECRET, "a secret wish"), ("u00", "a shared wish"), (SECRET, "a shared wish"))
+    world.add_events(*(world.event(user, None, "search", text=text) for user, text in wishes))
     world.embed_texts("a secret wish", "a shared wish")
     world.add_users(**{SECRET: {"age": 50}})
     refresh(world.resources, now=world.tick())
@@ -104,3 +104,12 @@ def test_every_table_that_names_users_is_among_them():
 def test_an_empty_id_is_refused(world):
     with pytest.raises(InputError, match="is empty"):
         erase_user(world.resources, " ", now=world.tick())
+
+
+def test_everything_of_a_person_is_given_out(world):
+    found = export_user(world.resources, SECRET)
+    assert len(found["raw_events"]) == 4
+    assert found["raw_users"][0]["attributes"] == '{"age": 50}'
+    assert {"user_profiles", "vector index, v1"} <= found.keys()
+    erase_user(world.resources, SECRET, now=world.tick())
+    assert export_user(world.resources, SECRET) == {}
