@@ -36,6 +36,15 @@ _PARTITIONS_IN_A_COMMIT = 32
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A text that could not be encoded: its hash, one item or event that uses it, and why."""
+
+    content_hash: str
+    used_by: str
+    reason: str
+
+
 def embed_items(resources: Resources, *, now: datetime, on_progress: Progress | None = None) -> Receipt:
     """Bring ``item_embeddings`` up to date with ``int_item_texts``; ``on_progress`` gets texts done and to do.
 
@@ -51,20 +60,43 @@ def embed_texts(resources: Resources, *, now: datetime) -> Receipt:
     return _embed(_TEXTS, resources, now, None)
 
 
+def embed_here(
+    warehouse: Warehouse, encoder: TextEncoder, items: pa.Table, texts: pa.Table, *, now: datetime
+) -> tuple[Failure, ...]:
+    """Encode a few texts in this process and store their vectors in one commit, each content once.
+
+    ``items`` has the columns content_hash, template_version, text and used_by, and goes to ``item_embeddings``;
+    ``texts`` has them without the template, and goes to ``text_embeddings``. Returns the texts that could not be
+    encoded. Raises TerminalError if none could, and a plain word cannot be either.
+    """
+    items, texts = (rows.take(pa.array(_first_of_each(rows), pa.int64())) for rows in (items, texts))
+    asked = [*items["text"].to_pylist(), *texts["text"].to_pylist()]
+    vectors, reasons = _encode(encoder, asked)
+    if asked and None not in reasons:
+        _check_encoder(encoder, reasons[-1])
+    parts = ((_ITEMS, items, 0), (_TEXTS, texts, items.num_rows))
+    failures: list[Failure] = []
+    stored = []
+    for kind, rows, start in parts:
+        end = start + rows.num_rows
+        kept, failed = _stored_rows(rows, encoder.encoder_id, vectors[start:end], reasons[start:end])
+        failures += failed
+        stored.append(_append_new(kind, encoder.encoder_id, _stamped(kept, now)))
+
+    def work(transaction: Transaction) -> None:
+        for append in stored:
+            append(transaction)
+
+    if len(failures) < len(asked):
+        warehouse.commit(work)
+    return tuple(failures)
+
+
 def count_pending(resources: Resources) -> int:
     """Distinct item texts that have no vector under the current encoder."""
     encoder_id = resources.encoder().encoder_id
     with resources.warehouse(read_only=True) as warehouse:
         return _n_pending(_pending(warehouse, _ITEMS, encoder_id, [], 1))
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A text that could not be encoded: its hash, one item or event that uses it, and why."""
-
-    content_hash: str
-    used_by: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -101,20 +133,10 @@ def embed_partition(partition: Partition) -> PartitionResult:
     vectors, reasons = _encode(encoder, rows["text"].to_pylist())
     if None not in reasons:
         _check_encoder(encoder, reasons[-1])
-    good = [row for row, reason in enumerate(reasons) if reason is None]
-    kept = rows.drop_columns(["text", "used_by"]).take(pa.array(good, pa.int64()))
-    kept = kept.append_column("encoder_id", pa.array([partition.encoder_id] * len(good), pa.string()))
-    kept = kept.append_column("embedding", lists_from_matrix(vectors[good]))
+    kept, failures = _stored_rows(rows, partition.encoder_id, vectors, reasons)
     digest = hashlib.sha256("".join(rows["content_hash"].to_pylist()).encode()).hexdigest()
     path = partition.folder / f"{digest[:32]}.parquet"
     _write_whole(kept, path)
-    failures = [
-        Failure(content_hash, used_by, reason)
-        for content_hash, used_by, reason in zip(
-            rows["content_hash"].to_pylist(), rows["used_by"].to_pylist(), reasons, strict=True
-        )
-        if reason is not None
-    ]
     return PartitionResult(path, rows.num_rows, tuple(failures))
 
 
@@ -237,6 +259,28 @@ def _encode(encoder: TextEncoder, texts: list[str]) -> tuple[Floats, list[str | 
     return vectors, [None if is_unit else "its vector is not of unit length" for is_unit in unit]
 
 
+def _stored_rows(
+    rows: pa.Table, encoder_id: str, vectors: Floats, reasons: Sequence[str | None]
+) -> tuple[pa.Table, list[Failure]]:
+    """The rows that have a vector, with it and without their text, and the failures of the others."""
+    good = [row for row, reason in enumerate(reasons) if reason is None]
+    kept = rows.drop_columns(["text", "used_by"]).take(pa.array(good, pa.int64()))
+    kept = kept.append_column("encoder_id", pa.array([encoder_id] * len(good), pa.string()))
+    kept = kept.append_column("embedding", lists_from_matrix(vectors[good]))
+    names = zip(rows["content_hash"].to_pylist(), rows["used_by"].to_pylist(), reasons, strict=True)
+    return kept, [Failure(content_hash, used_by, reason) for content_hash, used_by, reason in names if reason]
+
+
+def _stamped(rows: pa.Table, now: datetime) -> pa.Table:
+    return rows.append_column("embedded_at", pa.array([now] * rows.num_rows, pa.timestamp("us", "UTC")))
+
+
+def _first_of_each(rows: pa.Table) -> list[int]:
+    """Positions of the first row of each content."""
+    hashes = rows["content_hash"].to_pylist()
+    return sorted({content_hash: len(hashes) - 1 - row for row, content_hash in enumerate(reversed(hashes))}.values())
+
+
 def _check_encoder(encoder: TextEncoder, reason: str | None) -> None:
     """Raises TerminalError if even a plain word cannot be encoded: then the texts are not at fault."""
     if _encode(encoder, ["film"])[1] != [None]:
@@ -273,23 +317,24 @@ def _store(job: _Job, paths: Sequence[Path]) -> int:
     for start in range(0, len(paths), _PARTITIONS_IN_A_COMMIT):
         group = paths[start : start + _PARTITIONS_IN_A_COMMIT]
         rows = pa.concat_tables([pq.read_table(path) for path in group])
-        stamps = pa.array([job.now] * rows.num_rows, pa.timestamp("us", "UTC"))
-        n_stored += job.warehouse.commit(_append_new(job, rows.append_column("embedded_at", stamps)))
+        n_stored += job.warehouse.commit(_append_new(job.kind, job.encoder_id, _stamped(rows, job.now)))
         for path in group:
             path.unlink(missing_ok=True)
     return n_stored
 
 
-def _append_new(job: _Job, rows: pa.Table) -> Callable[[Transaction], int]:
+def _append_new(kind: _Kind, encoder_id: str, rows: pa.Table) -> Callable[[Transaction], int]:
+    """What is new among the rows, each content once."""
+
     def work(transaction: Transaction) -> int:
-        parameters = {"encoder_id": job.encoder_id, "hashes": rows["content_hash"].to_pylist()}
-        seen = set(_keys(transaction.read(query_sql(job.kind.known_query), parameters), job.kind))
+        parameters = {"encoder_id": encoder_id, "hashes": rows["content_hash"].to_pylist()}
+        seen = set(_keys(transaction.read(query_sql(kind.known_query), parameters), kind))
         new = []
-        for row, key in enumerate(_keys(rows, job.kind)):
+        for row, key in enumerate(_keys(rows, kind)):
             if key not in seen:
                 seen.add(key)
                 new.append(row)
-        return transaction.append(job.kind.table, rows.take(pa.array(new, pa.int64())))
+        return transaction.append(kind.table, rows.take(pa.array(new, pa.int64())))
 
     return work
 

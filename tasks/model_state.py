@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from tasks.domain.errors import NotFoundError
 from tasks.domain.factor_model import weigh_items
-from tasks.domain.features import Attributes, FeatureSpace, parse_attributes
+from tasks.domain.features import NO_FEATURES, Attributes, FeatureSpace, parse_attributes
 from tasks.domain.histories import InteractionLog, TextLog, build_histories
 from tasks.domain.ports import Reader, Warehouse
 from tasks.domain.profiles import Histories, ItemSpace, Profiles, Recipe
@@ -25,7 +25,8 @@ Floats = npt.NDArray[np.float32]
 @dataclass(frozen=True)
 class ModelVersion:
     """One row of ``model_versions``, with what is needed to serve it. ``text_map`` is (text_width, n_factors), and
-    ``user_map``, from the columns of ``user_space``, (width, n_factors); None where the version knows no attributes."""
+    ``user_map``, from the columns of ``user_space``, (width, n_factors); None where the version knows no attributes.
+    ``item_map`` and ``item_space`` are the same for what is known of items beside their text."""
 
     version: str
     state: str
@@ -38,6 +39,8 @@ class ModelVersion:
     text_map: Floats
     user_map: Floats | None
     user_space: FeatureSpace
+    item_map: Floats | None = None
+    item_space: FeatureSpace = NO_FEATURES
 
 
 def load_version(warehouse: Warehouse, version: str) -> ModelVersion:
@@ -52,7 +55,6 @@ def load_version(warehouse: Warehouse, version: str) -> ModelVersion:
     row = rows[0]
     shape = (row["text_width"], row["n_factors"])
     text_map = np.zeros(shape) if row["text_map"] is None else np.array(row["text_map"]).reshape(shape)
-    user_map = None if row.get("user_map") is None else np.array(row["user_map"], np.float32)
     return ModelVersion(
         version=version,
         state=row["state"],
@@ -63,8 +65,10 @@ def load_version(warehouse: Warehouse, version: str) -> ModelVersion:
         training_snapshot=row["training_snapshot"],
         recipe=Recipe.from_json(row["recipe"], row["fusion"]),
         text_map=text_map.astype(np.float32),
-        user_map=None if user_map is None else user_map.reshape(-1, row["n_factors"]),
+        user_map=_feature_map(row, "user_map"),
         user_space=FeatureSpace.from_json(row.get("user_features")),
+        item_map=_feature_map(row, "item_map"),
+        item_space=FeatureSpace.from_json(row.get("item_features")),
     )
 
 
@@ -82,9 +86,15 @@ def load_item_space(warehouse: Warehouse, version: str) -> ItemSpace:
         factors=matrix_from_lists(rows["factors"], model.n_factors),
         prior=rows["prior"].to_numpy().astype(np.float32),
         text_map=model.text_map,
-        weights=weigh_items(n_likes, model.recipe.factor_parameters, rows["exposure"].to_numpy()),
+        weights=weigh_items(
+            n_likes,
+            model.recipe.factor_parameters,
+            rows["exposure"].to_numpy(),
+            fitted=~rows["is_added"].to_numpy().astype(bool),
+        ),
         user_map=model.user_map,
         user_space=model.user_space,
+        item_map=model.item_map,
     )
 
 
@@ -281,6 +291,11 @@ def _positions(column: pa.ChunkedArray, ids: Sequence[str]) -> npt.NDArray[np.in
     known = pa.array(ids, pa.string())
     found = pc.index_in(column, value_set=known)
     return np.asarray(found.fill_null(-1).to_numpy(), np.int64)
+
+
+def _feature_map(row: Mapping[str, Any], column: str) -> Floats | None:
+    """(width, n_factors), or None where the version has none."""
+    return None if row.get(column) is None else np.array(row[column], np.float32).reshape(-1, row["n_factors"])
 
 
 def _only_users(table: pa.Table, user_ids: pa.Array) -> pa.Table:

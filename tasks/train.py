@@ -160,6 +160,8 @@ def _write_fit(
         "text_map": items.text_map.ravel().tolist(),
         "user_map": None if items.user_map is None else items.user_map.ravel().tolist(),
         "user_features": None if items.user_map is None else inputs.user_space.to_json(),
+        "item_map": None if items.item_map is None else items.item_map.ravel().tolist(),
+        "item_features": None if items.item_map is None else inputs.item_space.to_json(),
     }
 
     def write(transaction: Transaction) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from scipy import sparse
 
 from tasks.domain.errors import NotFoundError, TrainingError
-from tasks.domain.features import FeatureSpace, learn_features, parse_attributes
+from tasks.domain.features import NO_FEATURES, FeatureSpace, encode_items, item_facts, learn_features
 from tasks.domain.fusion import Fusion
 from tasks.domain.histories import InteractionLog, TextLog
 from tasks.domain.item_fit import Catalog
@@ -29,10 +29,9 @@ from tasks.model_state import attributes_of, encode_rows, load_history_rows, loa
 from warehouse.catalog import query_sql
 
 Floats = npt.NDArray[np.float32]
-ITEM_FEATURES = 0.3
-"""Length of an item's features beside its text, which has length 1. These two are in ``docs/decisions``."""
 ITEM_VALUES = 256
-"""Values of item attributes that have a column of their own; they lie beside the text, in a dense matrix."""
+"""Values of item attributes that have a column of their own; they lie beside the text, in a dense matrix
+(``docs/decisions``)."""
 N_THREADS = min(os.cpu_count() or 1, 8)
 _CODE = (
     "factor_model", "factors", "feature_maps", "features", "fold_in", "fusion", "half_steps", "histories", "item_fit",
@@ -45,7 +44,8 @@ class TrainingInputs:
     """What is known at one snapshot: items with their texts' hashes and vectors, users, and what they did.
 
     ``item_ids`` and ``user_ids`` ascend; the logs hold their positions. ``n_missing_texts`` counts user texts without
-    an embedding, which are left out. ``user_space`` are the columns of the users' attributes in the log.
+    an embedding, which are left out. ``user_space`` are the columns of the users' attributes in the log, and
+    ``item_space`` those of the features in the catalog.
     """
 
     catalog: Catalog
@@ -56,6 +56,7 @@ class TrainingInputs:
     texts: TextLog
     n_missing_texts: int
     user_space: FeatureSpace
+    item_space: FeatureSpace = NO_FEATURES
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,10 @@ def load_inputs(
     user_space = learn_features(attributes)
     if user_space.width:
         log = replace(log, user_features=user_space.encode(attributes))
+    item_space, item_features = _item_features(items)
+    text = text_matrix(items["embedding"], text_width)
     return TrainingInputs(
-        catalog=Catalog(
-            item_ids, text_matrix(items["embedding"], text_width), _item_features(items), _arrivals(items["arrived_at"])
-        ),
+        catalog=Catalog(item_ids, text, item_features, _arrivals(items["arrived_at"])),
         content_hashes=tuple(items["content_hash"].to_pylist()),
         template_version=str(items["template_version"][0].as_py()),
         user_ids=user_ids,
@@ -132,6 +133,7 @@ def load_inputs(
         texts=texts,
         n_missing_texts=n_missing,
         user_space=user_space,
+        item_space=item_space,
     )
 
 
@@ -171,15 +173,11 @@ def _source(module: str) -> str:
     return (files("tasks.domain") / f"{module}.py").read_text()
 
 
-def _item_features(items: pa.Table) -> sparse.csr_matrix | None:
-    """Attributes of the items, (n_items, width), and the categories of those without an embedding: a text names its
-    categories. None where nothing is known."""
-    rows = [
-        {**parse_attributes(item["attributes"]), **({} if item["has_text"] else {"category": item["categories"]})}
-        for item in items.select(["attributes", "has_text", "categories"]).to_pylist()
-    ]
-    space = learn_features(rows, max_values=ITEM_VALUES)
-    return space.encode(rows) * np.float32(ITEM_FEATURES) if space.width else None
+def _item_features(items: pa.Table) -> tuple[FeatureSpace, sparse.csr_matrix | None]:
+    """What is known of the items beside their text, (n_items, width), and its columns; None where nothing is."""
+    told = items.select(["attributes", "categories", "has_text"]).to_pylist()
+    space = learn_features([item_facts(**item) for item in told], max_values=ITEM_VALUES)
+    return space, encode_items(space, told) if space.width else None
 
 
 def _arrivals(column: pa.ChunkedArray) -> npt.NDArray[np.int64] | None:

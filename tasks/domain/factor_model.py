@@ -61,10 +61,12 @@ class Sweep(NamedTuple):
 
 class ItemWeights(NamedTuple):
     """What items weigh: ``exposure`` (n_items,) in the unobserved part, and ``confidence`` (n_items,), the factor on
-    the weights of their interactions."""
+    the weights of their interactions. ``n_fitted`` of them were in the fit, all if None: the penalty of users goes by
+    it, so that an item that was added since changes nothing for those who have not met it."""
 
     exposure: Floats
     confidence: Floats
+    n_fitted: int | None = None
 
 
 class FactorModel(NamedTuple):
@@ -86,11 +88,16 @@ def best_sweep(sweeps: list[Sweep] | tuple[Sweep, ...]) -> int:
 
 
 def user_side(
-    interactions: sparse.csr_matrix, exposure: Floats, parameters: FactorParameters, features: Features | None = None
+    interactions: sparse.csr_matrix,
+    exposure: Floats,
+    parameters: FactorParameters,
+    features: Features | None = None,
+    n_fitted: int | None = None,
 ) -> Side:
-    """Users as rows, against items with the given exposure."""
+    """Users as rows, against items with the given exposure, of which ``n_fitted`` (None: all) count in the penalty."""
     unobserved = np.full(interactions.shape[0], parameters.unobserved_weight, np.float32)
-    penalty = _penalty(_sizes(interactions), float(len(exposure)), parameters)
+    n_items = len(exposure) if n_fitted is None else n_fitted
+    penalty = _penalty(_sizes(interactions), float(n_items), parameters)
     return Side(interactions, unobserved, exposure, penalty, features, _pull(penalty, features, parameters.user_prior))
 
 
@@ -105,18 +112,22 @@ def item_side(
 
 
 def weigh_items(
-    n_likes: npt.NDArray[Any], parameters: FactorParameters, opportunity: Floats | None = None
+    n_likes: npt.NDArray[Any],
+    parameters: FactorParameters,
+    opportunity: Floats | None = None,
+    fitted: npt.NDArray[np.bool_] | None = None,
 ) -> ItemWeights:
     """Weights of items by their number of likes, (n_items,): the confidence is 1 in the mean over all likes.
 
     That somebody did not meet an item says little about it where there was little ``opportunity`` (n_items,) to, which
-    is 1 if None.
+    is 1 if None. ``fitted`` (n_items,) says which items were in the fit, all if None: the mean is theirs.
     """
     counts = np.maximum(np.asarray(n_likes, np.float64), 1)
+    known = np.ones(len(counts), bool) if fitted is None else fitted
     confidence = counts**-parameters.popularity_discount
-    confidence /= (counts @ confidence) / counts.sum() if len(counts) else 1.0
+    confidence /= (counts[known] @ confidence[known]) / counts[known].sum() if known.any() else 1.0
     exposure = np.ones(len(counts), np.float32) if opportunity is None else opportunity.astype(np.float32)
-    return ItemWeights(exposure, confidence.astype(np.float32))
+    return ItemWeights(exposure, confidence.astype(np.float32), None if known.all() else int(known.sum()))
 
 
 def discount(interactions: sparse.csr_matrix, weights: ItemWeights) -> sparse.csr_matrix:

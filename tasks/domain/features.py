@@ -28,6 +28,8 @@ MAX_VALUES = 1000
 """Values that have a column of their own, the most frequent ones."""
 N_RANGES = 10
 """Ranges of a number, which hold about as many rows each. A number with no more distinct values is not cut up."""
+ITEM_FEATURES = 0.3
+"""Length of an item's features beside its text, which has length 1: ``docs/decisions``."""
 MIN_ROWS = 2
 """A value that fewer rows have says nothing of anybody else."""
 _LONGEST_NUMBER = 30
@@ -127,6 +129,18 @@ def parse_attributes(text: str | None) -> Attributes:
     """Attributes as stored, a JSON object; None gives none."""
     found = json.loads(text) if text else {}
     return found if isinstance(found, dict) else {}
+
+
+def item_facts(attributes: str | None, categories: Sequence[str], has_text: bool) -> Attributes:
+    """What is known of an item beside its text: its attributes, a JSON object, and the categories of one without an
+    embedding. A text names its categories."""
+    return {**parse_attributes(attributes), **({} if has_text else {"category": categories})}
+
+
+def encode_items(space: FeatureSpace, told: Sequence[Mapping[str, Any]]) -> sparse.csr_matrix:
+    """(n_items, width) CSR float32, rows of length ``ITEM_FEATURES`` or zero; ``told`` are arguments of
+    ``item_facts``."""
+    return sparse.csr_matrix(space.encode([item_facts(**item) for item in told]) * np.float32(ITEM_FEATURES))
 
 
 def _facts(row: Attributes) -> Iterator[tuple[str, str | Number]]:

@@ -36,9 +36,12 @@ class FixedItems:
 
     @cached_property
     def basis(self) -> Basis:
-        """Where their Gram matrix is diagonal."""
+        """Where their Gram matrix is diagonal. Items without exposure are not in it, so that an added one changes no
+        bit of it."""
+        met = self.weights.exposure > 0
+        factors, exposure = self.factors, self.weights.exposure
         with threads(1) as run:
-            return find_basis(self.factors, self.weights.exposure, run)
+            return find_basis(*((factors, exposure) if met.all() else (factors[met], exposure[met])), run)
 
     @cached_property
     def rotated(self) -> Floats:
@@ -59,7 +62,8 @@ class FixedItems:
             block = sparse.csr_matrix(cells, shape=(interactions.shape[0], len(weight)), dtype=np.float32)
             interactions = sparse.hstack([interactions, block], format="csr", dtype=np.float32)
             fixed = np.concatenate([fixed, (texts.factors @ self.basis.rotation).astype(np.float32)])
-        return user_side(interactions, self.weights.exposure, self.parameters, features), fixed
+        weights = self.weights
+        return user_side(interactions, weights.exposure, self.parameters, features, weights.n_fitted), fixed
 
 
 def fold_in(

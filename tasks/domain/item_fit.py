@@ -70,9 +70,14 @@ def fit_items(
     if not prior.any() and np.isfinite(log.weight).all():
         factors = np.zeros((len(catalog.item_ids), parameters.n_factors), np.float32)
         text_map = np.zeros((catalog.text.shape[1], parameters.n_factors), np.float32)
-        user_map = None if log.user_features is None else np.zeros((log.user_features.shape[1], factors.shape[1]), "f4")
-        weights = weigh_items(prior, parameters)
-        nothing = ItemSpace(catalog.item_ids, catalog.text, factors, prior, text_map, weights, user_map)
+        user_map, item_map = (
+            None if features is None else np.zeros((features.shape[1], parameters.n_factors), np.float32)
+            for features in (log.user_features, catalog.features)
+        )
+        nothing = ItemSpace(
+            catalog.item_ids, catalog.text, factors, prior, text_map, weigh_items(prior, parameters), user_map,
+            item_map=item_map,
+        )  # fmt: skip
         return FittedItems(nothing, ())
     matrix = log.matrix()
     matrix.eliminate_zeros()
@@ -89,10 +94,29 @@ def fit_items(
         solver=solver,
         n_threads=n_threads,
     )
-    text_map = fit.item_map[: catalog.text.shape[1]]
-    user_map = None if log.user_features is None else fit.user_map
-    space = ItemSpace(catalog.item_ids, catalog.text, fit.items, prior, text_map, fit.weights, user_map)
+    text_map, item_map = np.split(fit.item_map, [catalog.text.shape[1]])
+    space = ItemSpace(
+        catalog.item_ids, catalog.text, fit.items, prior, text_map, fit.weights,
+        user_map=None if log.user_features is None else fit.user_map,
+        item_map=None if catalog.features is None else item_map,
+    )  # fmt: skip
     return FittedItems(space, fit.sweeps)
+
+
+def fit_without_history(
+    text: Floats, features: sparse.csr_matrix | None, items: ItemSpace, parameters: FactorParameters
+) -> Floats:
+    """Factors (n, n_factors) that the fit of ``items`` gives items that have just come: nobody has met them.
+
+    ``text`` (n, text_width) and ``features`` (n, width), as in a ``Catalog``. The half-step has no interaction, and
+    without exposure no unobserved pair either, so its penalty alone decides: the share ``text_prior`` of it pulls
+    toward what text and features predict, the rest toward zero.
+    """
+    predicted = text @ items.text_map
+    if features is not None and items.item_map is not None:
+        predicted = predicted + features @ items.item_map
+    factors: Floats = (np.float32(parameters.text_prior) * predicted).astype(np.float32)
+    return factors
 
 
 def compute_opportunity(log: InteractionLog, arrived_at: Integers | None) -> Floats | None:

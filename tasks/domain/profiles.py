@@ -40,7 +40,7 @@ class ItemSpace:
     ``prior`` (n,) float32; ``text_map`` (text_width, n_factors) float32 predicts factors from text; ``weights`` are
     what the items weigh in a user's half-step. ``user_map`` (width, n_factors) float32 predicts the factors of users
     from their attributes, whose columns ``user_space`` names; None where the
-    version knows no attributes.
+    version knows no attributes. ``item_map`` is the same for what is known of an item beside its text.
     """
 
     item_ids: tuple[str, ...]
@@ -51,6 +51,7 @@ class ItemSpace:
     weights: ItemWeights
     user_map: Floats | None = None
     user_space: FeatureSpace = NO_FEATURES
+    item_map: Floats | None = None
 
     @cached_property
     def index(self) -> dict[str, int]:
