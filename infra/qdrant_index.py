@@ -22,10 +22,10 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from qdrant_client.local.local_collection import LocalCollection
 from qdrant_client.local.qdrant_local import QdrantLocal
 
+from infra.index_vectors import check_vectors
 from infra.qdrant_points import (
     ITEMS,
     USERS,
-    check_vectors,
     collection_name,
     item_fields,
     item_payload,

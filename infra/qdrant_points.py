@@ -4,14 +4,9 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from qdrant_client import models
 
-from tasks.domain.errors import InputError
 from tasks.domain.records import IndexFilter, ItemPayload, UserPayload
-
-Floats = npt.NDArray[np.float32]
 
 ITEMS, USERS = "items", "users"
 ID_NAMESPACE = uuid.UUID("6f1c3f0e-7a55-5d0c-9d53-0f8f6a3f2b11")
@@ -93,18 +88,3 @@ def user_payload(fields: Mapping[str, Any]) -> UserPayload:
 
 def _one_of(outside_ids: Iterable[str]) -> models.HasIdCondition:
     return models.HasIdCondition(has_id=[point_id(outside) for outside in sorted(outside_ids)])
-
-
-def check_vectors(vectors: Floats, n_payloads: int) -> None:
-    """Raises InputError unless there is one row of finite values for each payload."""
-    if vectors.ndim != 2 or len(vectors) != n_payloads:
-        raise InputError(
-            f"Vectors of shape {vectors.shape} came with {n_payloads} payloads; the index takes a table of vectors "
-            "with one payload for each row."
-        )
-    finite = np.isfinite(vectors).all(axis=1)
-    if not finite.all():
-        raise InputError(
-            f"{int((~finite).sum())} of {len(vectors)} vectors have values that are not finite; the index takes only "
-            "finite ones. Look at the gate of the stage that made them."
-        )

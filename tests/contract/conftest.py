@@ -1,108 +1,19 @@
-"""Stand-ins: an index in memory that must behave as the real ones do, and Qdrant's HTTP interface."""
+"""A stand-in for Qdrant's HTTP interface."""
 
 import functools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 import httpx
 import jsonschema
-import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
 from infra.qdrant_index import QdrantIndex
-from tasks.domain.errors import InputError, NotFoundError, TerminalError
-from tasks.domain.records import Hit, IndexFilter, ItemPayload, UserPayload
-
-
-class MemoryIndex:
-    """Exact search over dictionaries."""
-
-    def __init__(self) -> None:
-        self._versions: dict[str, tuple[int, dict, dict]] = {}
-        self._serving: str | None = None
-
-    def serving_version(self) -> str | None:
-        return self._serving
-
-    def versions(self) -> list[str]:
-        return sorted(self._versions)
-
-    def create_version(self, version: str, width: int) -> None:
-        self._refuse_serving(version)
-        self._versions[version] = (width, {}, {})
-
-    def upsert_items(self, version: str, vectors: np.ndarray, payloads: Sequence[ItemPayload]) -> None:
-        self._check(version, vectors, len(payloads))
-        for vector, payload in zip(vectors, payloads, strict=True):
-            self._get(version)[1][payload.item_id] = (payload, np.array(vector, dtype=np.float32))
-
-    def upsert_users(self, version: str, vectors: np.ndarray, payloads: Sequence[UserPayload]) -> None:
-        self._check(version, vectors, len(payloads))
-        users = self._get(version)[2]
-        for vector, payload in zip(vectors, payloads, strict=True):
-            stored = users.get(payload.user_id)
-            if stored is None or stored[0].as_of_snapshot <= payload.as_of_snapshot:
-                users[payload.user_id] = (payload, np.array(vector, dtype=np.float32))
-
-    def count(self, version: str) -> tuple[int, int]:
-        _, items, users = self._get(version)
-        return len(items), len(users)
-
-    def items(self, version: str, item_ids: Sequence[str]) -> dict:
-        return {i: self._get(version)[1][i] for i in item_ids if i in self._get(version)[1]}
-
-    def users(self, version: str, user_ids: Sequence[str]) -> dict:
-        return {u: self._get(version)[2][u] for u in user_ids if u in self._get(version)[2]}
-
-    def delete_users(self, user_ids: Sequence[str]) -> int:
-        return sum(users.pop(u, None) is not None for _, _, users in self._versions.values() for u in user_ids)
-
-    def search(
-        self, version: str, query: np.ndarray, k: int, restrict: IndexFilter, *, with_vectors: bool = False
-    ) -> list[Hit]:
-        hits = [
-            Hit(item_id, float(vector @ query), payload, vector if with_vectors else None)
-            for item_id, (payload, vector) in self._get(version)[1].items()
-            if (payload.available or not restrict.only_available)
-            and (not restrict.categories or set(restrict.categories) & set(payload.categories))
-            and all(set(terms) & set(payload.attributes) for terms in restrict.attributes)
-            and item_id not in restrict.exclude_items
-            and (not restrict.only_items or item_id in restrict.only_items)
-        ]
-        return sorted(hits, key=lambda hit: -hit.score)[: max(k, 0)]
-
-    def switch(self, version: str) -> None:
-        self._get(version)
-        self._serving = version
-
-    def drop_version(self, version: str) -> None:
-        self._refuse_serving(version)
-        self._versions.pop(version, None)
-
-    def _get(self, version: str) -> tuple[int, dict, dict]:
-        if version not in self._versions:
-            raise NotFoundError(f"version {version!r} is not there. Versions in the index: {self.versions()}")
-        return self._versions[version]
-
-    def _check(self, version: str, vectors: np.ndarray, n_payloads: int) -> None:
-        if vectors.ndim != 2 or len(vectors) != n_payloads or not np.isfinite(vectors).all():
-            raise InputError("one finite row for each payload")
-        if vectors.shape[1] != self._get(version)[0]:
-            raise TerminalError("width")
-
-    def _refuse_serving(self, version: str) -> None:
-        if version == self._serving:
-            raise TerminalError(f"{version!r} is serving")
-
-
-@pytest.fixture
-def memory_index() -> MemoryIndex:
-    return MemoryIndex()
 
 
 class QdrantOverHttp:

@@ -8,6 +8,7 @@ import pytest
 from qdrant_client import QdrantClient
 
 from infra.index_owner import open_index, serve_index
+from infra.memory_index import MemoryIndex
 from infra.qdrant_index import QdrantIndex
 from infra.settings import IndexSettings
 from tasks.domain.errors import InputError, NotFoundError, TerminalError
@@ -18,11 +19,11 @@ WIDTH = 6
 ODD_IDS = ["1", "a/b", 'it\'s "quoted"', "two words", "电影 42", "\u00e9", "e\u0301"]  # the last two look alike
 
 
-@pytest.fixture(params=["fake", "memory", "folder", "shared", "http", "server"])
+@pytest.fixture(params=["memory", "qdrant", "folder", "shared", "http", "server"])
 def index(request: pytest.FixtureRequest, tmp_path) -> Iterator[VectorIndex]:
-    if request.param == "fake":
-        yield request.getfixturevalue("memory_index")
-    elif request.param == "memory":
+    if request.param == "memory":
+        yield MemoryIndex()
+    elif request.param == "qdrant":
         opened = QdrantIndex(QdrantClient(":memory:"), "memory")
         yield opened
         opened.close()
@@ -65,13 +66,19 @@ def _vectors(n: int, seed: int = 0) -> np.ndarray:
 
 def _items(n: int) -> list[ItemPayload]:
     return [
-        ItemPayload(f"item-{i}", f"Title {i}", ("even",) if i % 2 == 0 else ("odd", "third"), available=i % 5 != 0)
+        ItemPayload(
+            f"item-{i}",
+            f"Title {i}",
+            ("even",) if i % 2 == 0 else ("odd", "third"),
+            available=i % 5 != 0,
+            attributes=(f"digit={i % 10}", f"size={'big' if i > 9 else 'small'}"),
+        )
         for i in range(n)
     ]
 
 
 def _user(user_id: str, as_of: int, n_history: int = 3) -> UserPayload:
-    return UserPayload(user_id, n_history, 0.25, 0.5, as_of)
+    return UserPayload(user_id, n_history, 0.25, 0.5, as_of, seen=(f"of-{user_id}", "item-1"))
 
 
 def _fill(index: VectorIndex, version: str, n: int = 20, seed: int = 0) -> np.ndarray:
@@ -86,7 +93,7 @@ def test_an_empty_index_serves_nothing(index):
 
 
 def test_what_was_written_is_read_back_as_it_was(index):
-    payloads = [ItemPayload(item_id, f"<b>{item_id}</b>", ("a", "b")) for item_id in ODD_IDS]
+    payloads = [ItemPayload(item_id, f"<b>{item_id}</b>", ("a", "b"), True, (f"id={item_id}",)) for item_id in ODD_IDS]
     vectors = _vectors(len(ODD_IDS))
     index.create_version("v1", WIDTH)
     index.upsert_items("v1", vectors, payloads)
@@ -128,6 +135,102 @@ def test_search_restricts(index):
     assert sorted(hit.item_id for hit in hits) == sorted(f"item-{i}" for i in allowed)
 
 
+RESTRICTIONS = {
+    "an attribute": IndexFilter(attributes=(("digit=3",),), only_available=False),
+    "any term of a group": IndexFilter(attributes=(("digit=3", "digit=4", "digit=99"),)),
+    "a term of each group": IndexFilter(attributes=(("digit=3", "digit=4"), ("size=small",))),
+    "a group that nothing has": IndexFilter(attributes=(("digit=99",), ("size=small",))),
+    "a group of nothing": IndexFilter(attributes=((),)),
+    "these items": IndexFilter(only_items=frozenset({"item-1", "item-5", "item-22", "unknown"})),
+    "these items but one": IndexFilter(only_items=frozenset({"item-1", "item-2"}), exclude_items=frozenset({"item-2"})),
+    "items that are not there": IndexFilter(only_items=frozenset({"unknown"}), exclude_items=frozenset({"nobody"})),
+    "everything at once": IndexFilter(
+        ("even",), (("digit=2", "digit=4"),), frozenset({"item-2"}), True, frozenset({f"item-{i}" for i in range(30)})
+    ),
+}
+
+
+@pytest.mark.parametrize("named", RESTRICTIONS)
+def test_search_restricts_by_attributes_and_to_items(index, named):
+    vectors, restrict = _fill(index, "v1", 40), RESTRICTIONS[named]
+
+    hits = index.search("v1", vectors[3], 40, restrict)
+
+    assert {hit.item_id for hit in hits} == {item.item_id for item in _items(40) if _fits(item, restrict)}
+
+
+def _fits(item: ItemPayload, restrict: IndexFilter) -> bool:
+    return (
+        (item.available or not restrict.only_available)
+        and (not restrict.categories or bool(set(restrict.categories) & set(item.categories)))
+        and all(set(terms) & set(item.attributes) for terms in restrict.attributes)
+        and item.item_id not in restrict.exclude_items
+        and (not restrict.only_items or item.item_id in restrict.only_items)
+    )
+
+
+def test_hits_have_their_vectors_if_these_are_asked_for(index):
+    vectors = _fill(index, "v1", 20)
+
+    hits = index.search("v1", vectors[3], 5, IndexFilter(), with_vectors=True)
+
+    for hit in hits:
+        np.testing.assert_array_equal(hit.vector, vectors[int(hit.item_id.removeprefix("item-"))])
+    assert {hit.vector is None for hit in index.search("v1", vectors[3], 5, IndexFilter())} == {True}
+
+
+def test_items_are_added_and_changed_in_a_version_that_serves(index):
+    vectors = _fill(index, "v1", 10)
+    index.switch("v1")
+    changed = [
+        ItemPayload("item-1", "Sold out", ("even",), False, ("digit=1",)),
+        ItemPayload("item-5", "Back again", ("odd",), True, ("digit=7",)),
+        ItemPayload("fresh", "Fresh", ("new",), True, ("digit=7",)),
+    ]
+    moved = np.stack([vectors[1], -vectors[5], vectors[2] * 2])
+    index.upsert_items("v1", moved, changed)
+
+    def found(restrict):
+        return {hit.item_id for hit in index.search("v1", vectors[2], 99, restrict)}
+
+    assert index.count("v1") == (11, 0)
+    assert index.search("v1", vectors[2], 1, IndexFilter())[0].payload == changed[2]
+    assert found(IndexFilter(attributes=(("digit=7",),))) == {"item-7", "item-5", "fresh"}
+    assert found(IndexFilter(attributes=(("digit=5", "digit=1"),))) == set()
+    assert found(IndexFilter(categories=("new",))) == {"fresh"}
+    assert found(IndexFilter(categories=("odd",))) == {"item-3", "item-5", "item-7", "item-9"}
+    stored = index.items("v1", ["item-1", "item-5", "item-7"])
+    assert stored["item-1"][0] == changed[0]
+    np.testing.assert_array_equal(stored["item-5"][1], -vectors[5])
+    np.testing.assert_array_equal(stored["item-7"][1], vectors[7])
+
+
+def test_deleted_users_are_gone_from_every_version(index):
+    for version in ("v1", "v2"):
+        index.create_version(version, WIDTH)
+        index.upsert_users(version, _vectors(3), [_user(user, 5) for user in ("a", "b", "c")])
+    index.switch("v2")
+    index.upsert_users("v2", _vectors(1), [_user("only here", 5)])
+
+    assert index.delete_users(["b", "only here", "unknown"]) == 3
+
+    assert set(index.users("v1", ["a", "b", "c"])) == set(index.users("v2", ["a", "b", "c", "only here"])) == {"a", "c"}
+    assert (index.count("v1"), index.count("v2")) == ((0, 2), (0, 2))
+    assert index.delete_users(["b", "only here"]) == 0
+    assert index.delete_users([]) == 0
+
+
+def test_a_deleted_user_can_come_back(index):
+    index.create_version("v1", WIDTH)
+    index.upsert_users("v1", _vectors(1), [_user("u", 9)])
+    index.delete_users(["u"])
+    index.upsert_users("v1", _vectors(1, seed=4), [_user("u", 5)])
+
+    payload, vector = index.users("v1", ["u"])["u"]
+    assert payload == _user("u", 5)
+    np.testing.assert_array_equal(vector, _vectors(1, seed=4)[0])
+
+
 def test_search_with_more_asked_than_there_is_and_with_nothing_asked(index):
     _fill(index, "v1", 10)
     query = _vectors(1)[0]
@@ -159,6 +262,13 @@ def test_one_request_may_hold_profiles_of_several_snapshots(index):
 
     stored = {user: payload for user, (payload, _) in index.users("v1", ["a", "b", "c"]).items()}
     assert {user: payload.n_history for user, payload in stored.items()} == {"a": 3, "b": 9, "c": 9}
+
+
+def test_of_two_profiles_of_one_user_in_a_request_the_newer_one_stays(index):
+    index.create_version("v1", WIDTH)
+    index.upsert_users("v1", _vectors(3), [_user("u", 5, 1), _user("u", 7, 2), _user("u", 6, 3)])
+
+    assert index.users("v1", ["u"])["u"][0].n_history == 2
 
 
 def test_writing_twice_changes_nothing(index):
