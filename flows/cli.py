@@ -157,6 +157,103 @@ def up(
     console.print("Stopped.")
 
 
+@app.command(rich_help_panel=START)
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [service.host, 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 is any that is free. [service.port, 8000]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Start the HTTP service: events in, recommendations out. Ctrl-C ends it.
+
+    It answers requests that come with an API key (nearline keys create NAME). `nearline up` starts one by itself; one
+    service runs for each home. What can be asked is in docs/http.md.
+
+    \b
+    nearline serve
+    nearline serve --port 0 --json
+    """
+    from flows.serve import ServiceAddress, is_loopback, run_service, write_logs
+
+    settings = _settings()
+    host, port = host or settings.service.host, settings.service.port if port is None else port
+    write_logs(settings)
+    if not is_loopback(host):
+        _complain(f"Other machines can reach {host}, and keys and events travel in the clear: put TLS before it.")
+
+    def ready(address: ServiceAddress) -> None:
+        import json
+
+        typer.echo(json.dumps({"url": address.url, "pid": address.pid}) if as_json else f"Serving on {address.url}")
+        sys.stdout.flush()
+
+    run_service(settings, host, port, ready)
+
+
+keys_app = typer.Typer(help="API keys of the HTTP service: make, list, revoke.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys", rich_help_panel=OPERATE)
+
+
+@keys_app.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="Who uses it, such as 'web shop'.")],
+    scope: Annotated[
+        list[str] | None, typer.Option(help="read, write or admin; may be repeated. [read and write]")
+    ] = None,
+    days: Annotated[int | None, typer.Option(min=1, help="Days until it ends. [it is revoked]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make an API key and show it, this once. A service that runs takes it within a second.
+
+    \b
+    nearline keys create "web shop"
+    nearline keys create operator --scope admin --days 30
+    """
+    from flows.clock import utc_now
+    from flows.keys import create_key as create
+    from flows.keys import key_document
+
+    key, text = create(_settings(), name, scope or ["read", "write"], days, utc_now())
+    if as_json:
+        _write({**key_document(key), "key": text})
+        return
+    typer.echo(text)
+    about = (
+        f"Key {key.key_id} for {name}: {', '.join(sorted(key.scopes))}. It is shown this once; only its hash is kept."
+    )
+    _console(stderr=True).print(about, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+@keys_app.command("list")
+def list_keys(as_json: Json = False) -> None:
+    """The keys there are, without their secrets, which are not stored."""
+    from flows.clock import utc_now
+    from flows.keys import key_document, keys_table
+    from flows.keys import list_keys as find
+
+    found = find(_settings())
+    if as_json:
+        _write([key_document(key) for key in found])
+    elif found:
+        _console().print(keys_table(found, utc_now()))
+    else:
+        _console().print("There are no keys. Make one: nearline keys create NAME", highlight=False)
+
+
+@keys_app.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="Id of the key, as nearline keys list shows it.")], as_json: Json = False
+) -> None:
+    """Take a key back. A service that runs refuses it within a second."""
+    from flows.keys import key_document
+    from flows.keys import revoke_key as revoke
+
+    key = revoke(_settings(), key_id)
+    if as_json:
+        _write(key_document(key))
+    else:
+        _console().print(f"Key {key.key_id} for {key.name} is revoked.", markup=False, highlight=False)
+
+
 @app.command(rich_help_panel=FLOW, context_settings=OPEN)
 def run(
     context: typer.Context,

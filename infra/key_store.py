@@ -98,7 +98,7 @@ class KeyStore:
     @contextmanager
     def _changing(self) -> Iterator[dict[str, ApiKey]]:
         """What is stored, to be changed; it is written when the block ends without an error."""
-        _make_private(self._folder)
+        make_private_folder(self._folder)
         with FileLock(self._folder / f"{KEYS_FILE}.lock", mode=0o600):
             keys = self._read()
             yield keys
@@ -111,7 +111,7 @@ def load_salt(home: Path) -> bytes:
     file = home / FOLDER / SALT_FILE
     with suppress(FileNotFoundError):
         return file.read_bytes()
-    _make_private(file.parent)
+    make_private_folder(file.parent)
     fresh = file.with_name(f"{SALT_FILE}.{secrets.token_hex(4)}")
     _write_new(fresh, secrets.token_bytes(_SALT_BYTES))
     with suppress(FileExistsError):  # another process was faster: its salt counts
@@ -127,16 +127,17 @@ def write_private(file: Path, content: bytes) -> None:
     fresh.replace(file)
 
 
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that only its user can enter."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
 def _write_new(file: Path, content: bytes) -> None:
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as opened:
         opened.write(content)
         opened.flush()
         os.fsync(opened.fileno())
-
-
-def _make_private(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def _as_row(key: ApiKey) -> dict[str, Any]:

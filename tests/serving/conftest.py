@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 from infra.key_store import KeyStore
 from infra.settings import ServiceSettings
 from serving.app import create_app
-from tasks.domain.errors import InputError, NotFoundError
+from tasks.domain.errors import NotFoundError
 from tasks.domain.online import (
     BelievedProfile,
     ErasureReceipt,
@@ -28,7 +28,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 class ScriptedOnline:
-    """Answers from a script and remembers what it was asked. ``fails_with`` is raised instead, ``blocks`` waited for."""
+    """Answers from a script and remembers what it was asked; raises ``fails_with``, waits for ``blocks``."""
 
     def __init__(self):
         self.asked = []

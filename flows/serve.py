@@ -1,0 +1,195 @@
+"""``nearline serve``: one process with the online side and the HTTP service in it. It knows nothing of single routes.
+
+One home has one service. ``<home>/serving/address.json`` says where it answers, and is removed when it ends.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from infra.key_store import KeyStore, make_private_folder, write_private
+from infra.settings import Settings
+from tasks.domain.errors import InputError, TerminalError
+
+if TYPE_CHECKING:
+    from serving.desk import Online
+
+FOLDER, ADDRESS_FILE, LOCK_FILE = "serving", "address.json", "serve.lock"
+GRACE_SECONDS = 10
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+@dataclass(frozen=True)
+class ServiceAddress:
+    """Where a service answers, and its process."""
+
+    url: str
+    pid: int
+
+
+def run_service(settings: Settings, host: str, port: int, on_ready: Callable[[ServiceAddress], None]) -> None:
+    """Serve until Ctrl-C or SIGTERM; ``on_ready`` is called once requests are answered.
+
+    Requests in flight are finished, for at most ten seconds. Raises TerminalError if this home has a service already,
+    InputError if the address cannot be had.
+    """
+    with (
+        _stop_on_signals(),
+        _only_one(settings.home),
+        _listen(host, port) as listener,
+        open_online(settings) as online,
+    ):
+        serve_online(online, settings, listener, on_ready)
+
+
+def open_online(settings: Settings) -> "AbstractContextManager[Online]":
+    """The online side for these settings, on this machine's adapters."""
+    from flows.clock import utc_now
+    from infra.resources import build_resources
+    from tasks.online.service import OnlineOptions, OnlineService
+
+    service = settings.service
+    options = OnlineOptions(
+        commit_seconds=service.commit_seconds,
+        max_waiting_rows=service.max_waiting_rows,
+        follow_seconds=service.follow_seconds,
+        history_megabytes=service.history_megabytes,
+        request_timeout_seconds=service.request_timeout_seconds,
+    )
+    return OnlineService(build_resources(settings), options, utc_now)
+
+
+def serve_online(
+    online: "Online", settings: Settings, listener: socket.socket, on_ready: Callable[[ServiceAddress], None]
+) -> None:
+    """Answer requests on a socket until a signal."""
+    import uvicorn
+
+    from serving.app import create_app
+
+    address = ServiceAddress(_url(listener), os.getpid())
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            _write_address(settings.home, address)
+            on_ready(address)
+
+    app = create_app(online, settings=settings.service, keys=KeyStore(settings.home))
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,  # its lines hold paths, and paths hold ids
+        proxy_headers=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    try:
+        Server(config).run([listener])
+    finally:
+        _remove_address(settings.home)
+
+
+def write_logs(settings: Settings) -> None:
+    """Log lines to stderr; of other people's packages only warnings, since theirs may hold addresses with ids."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for name in ("flows", "serving", "infra", "tasks", "warehouse"):
+        logging.getLogger(name).setLevel(settings.log_level)
+
+
+def find_service(home: Path) -> ServiceAddress | None:
+    """The service of a home, if its process lives."""
+    try:
+        document = json.loads((home / FOLDER / ADDRESS_FILE).read_text())
+        found = ServiceAddress(str(document["url"]), int(document["pid"]))
+        os.kill(found.pid, 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    return host in LOOPBACK or host.startswith("127.")
+
+
+class _Stopped(BaseException):
+    """Somebody asked this process to end."""
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[None]:
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise _Stopped
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except _Stopped:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    folder = home / FOLDER
+    make_private_folder(folder)
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        running = find_service(home)
+        where = f"it answers at {running.url} (process {running.pid})" if running else "it is starting, or stopping"
+        raise TerminalError(
+            f"A service runs already for {home}: {where}. Stop that one, or use another NEARLINE_HOME."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.create_server(where[:2], family=family, backlog=1024)
+    except OSError as error:
+        raise InputError(
+            f"Listening on {host} port {port} failed: {error.strerror or error}. Name another one: "
+            "nearline serve --port N, where 0 is any that is free, or stop what listens there."
+        ) from None
+    with listener:
+        yield listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    reached = ANYWHERE.get(host, host)
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+
+
+def _write_address(home: Path, address: ServiceAddress) -> None:
+    text = json.dumps({"url": address.url, "pid": address.pid})
+    write_private(home / FOLDER / ADDRESS_FILE, text.encode())
+
+
+def _remove_address(home: Path) -> None:
+    with suppress(FileNotFoundError):
+        (home / FOLDER / ADDRESS_FILE).unlink()
