@@ -3,50 +3,27 @@
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from tasks.domain.errors import InputError, NotFoundError
-from tasks.domain.ports import Resources, VectorIndex, Warehouse
-from tasks.domain.ranking import check_slate_length, mean_block_cosine
-from tasks.domain.records import IndexFilter, ItemPayload, Likeness, SharedItem, SimilarUser, SimilarUsers, Slate
+from tasks.domain.errors import NotFoundError
+from tasks.domain.ports import Resources, Warehouse
+from tasks.domain.ranking import check_slate_length
+from tasks.domain.records import Likeness, SharedItem, SimilarUser, SimilarUsers, Slate
 from tasks.model_state import ModelVersion, load_history_rows, load_profiles, load_version
-from tasks.recommend import check_known, rank_payloads
+from tasks.online.answers import similar
+from tasks.recommend import open_state
 from tasks.refresh import serving_version
 from warehouse.catalog import query_sql
 
-Floats = npt.NDArray[np.float32]
-MIN_CANDIDATES = 100
-CANDIDATES_PER_ITEM = 4
 NAMED_ITEMS = 3
 """Shared items that each similar user names."""
 
 
 def similar_items(resources: Resources, item_id: str, *, k: int = 10, by: Likeness = "factors") -> Slate:
-    """``k`` available items that are most like one item, by the cosine of their factors, of their texts, or the mean of
-    ``both``.
-
-    Factors say who likes an item and lean on its text, and they predict best what somebody likes next
-    (``docs/decisions``); an item without them is compared by its text, and one without text by its factors, whatever
-    was asked for, and the note says so. Candidates are the best by dot product, four times ``k`` and at least 100 for
-    each block. The parts of a score are the shares of the two blocks, ``alpha`` is the weight of the text. Raises
-    InputError for ``k`` outside 1 to 500, NotFoundError for an item that the serving version does not know.
-    """
+    """``k`` available items that are most like one item; ``tasks.online.answers.similar`` says how."""
     check_slate_length(k)
-    with resources.index() as index:
-        version = serving_version(index)
-        stored = index.items(version, [item_id])
-        check_known([item_id], stored, version)
-        with resources.warehouse(read_only=True) as warehouse:
-            width = load_version(warehouse, version).text_width
-        vector, note = _asked_blocks(stored[item_id][1], width, by)
-        candidates = _candidates(index, version, item_id, vector, width, k)
-    alpha = 0.5 * (1 + bool(vector[:width].any()) - bool(vector[width:-1].any()))
-    matrix = np.array([found for _, found in candidates], np.float32).reshape(len(candidates), len(vector))
-    text, factors = mean_block_cosine(vector, matrix, width)
-    slate = rank_payloads([payload for payload, _ in candidates], text, factors, np.zeros_like(text))[:k]
-    return Slate(version, "similar_item", alpha, 0.0, slate, note=note)
+    with open_state(resources) as (state, _):
+        return similar(state, item_id, k=k, by=by)
 
 
 def similar_users(resources: Resources, user_id: str, *, k: int = 10) -> SimilarUsers:
@@ -78,39 +55,6 @@ def similar_users(resources: Resources, user_id: str, *, k: int = 10) -> Similar
         for rank, row in enumerate(rows, start=1)
     )
     return SimilarUsers(version, user_id, by, users, note)
-
-
-def _asked_blocks(vector: Floats, text_width: int, by: Likeness) -> tuple[Floats, str]:
-    """The stored vector without a block that was not asked for, unless that is all there is; and what to say of it."""
-    blocks = {"text": slice(0, text_width), "factors": slice(text_width, len(vector) - 1)}
-    if by not in (*blocks, "both"):
-        raise InputError(
-            f"Similar items were asked for by {by!r}. Allowed are both, factors and text: name one of them."
-        )
-    known = [name for name, block in blocks.items() if vector[block].any()]
-    used = [name for name in known if by in (name, "both")] or known
-    asked = np.zeros_like(vector)
-    for name in used:
-        asked[blocks[name]] = vector[blocks[name]]
-    if not known:
-        return asked, "the item has neither text nor factors to be compared by"
-    missing = sorted({"both": {"factors", "text"}}.get(by, {by}) - set(used))
-    return asked, f"the item has no {missing[0]}: it is compared by its {used[0]}" if missing else ""
-
-
-def _candidates(
-    index: VectorIndex, version: str, item_id: str, vector: Floats, text_width: int, k: int
-) -> list[tuple[ItemPayload, Floats]]:
-    """The best by each block that the vector has, without the item itself."""
-    found: dict[str, None] = {}
-    restrict = IndexFilter(exclude_items=frozenset([item_id]))
-    for block in (slice(0, text_width), slice(text_width, len(vector) - 1)):
-        query = np.zeros_like(vector)
-        query[block] = vector[block]
-        if query.any():
-            hits = index.search(version, query, max(MIN_CANDIDATES, CANDIDATES_PER_ITEM * k), restrict)
-            found.update(dict.fromkeys(hit.item_id for hit in hits))
-    return list(index.items(version, list(found)).values())
 
 
 def _comparable_by(

@@ -110,9 +110,11 @@ def latest(
     only_available: bool = True,
 ) -> Slate:
     """The ``k`` items that came into the catalog last, the newest first; equal ones go by id. Their scores are 0."""
-    check_slate_length(k)
-    restrict = _filter(categories, attributes or {}, only_available, frozenset())
-    rows = best_rows(state.first_seen_at, k, state.terms.allowed(restrict))
+    request = SlateRequest(
+        k=k, categories=tuple(categories), attributes=attributes or {}, only_available=only_available
+    )
+    check_request(request)
+    rows = best_rows(state.first_seen_at, k, state.terms.allowed(item_filter(request, frozenset())))
     nothing = np.zeros(len(rows), np.float32)
     asked = Asked("latest", np.zeros(state.vectors.shape[1], np.float32), 0.0, 0.0)
     return _slate(state, asked, _Ranked(rows, nothing, nothing, nothing, nothing), k, None, ())
@@ -148,22 +150,18 @@ def similar(state: ServingState, item_id: str, *, k: int = 10, by: Likeness = "f
     return _slate(state, Asked("similar_item", query, alpha, 0.0, note=note), slate, k, None, fallbacks)
 
 
+def item_filter(request: SlateRequest, exclude: frozenset[str]) -> IndexFilter:
+    """What may be shown: what the request asks for, without ``exclude``."""
+    groups = tuple(terms_of(name, values) for name, values in request.attributes.items())
+    return IndexFilter(request.categories, groups, exclude, request.only_available)
+
+
 def _answer(state: ServingState, request: SlateRequest, asked: Asked) -> Slate:
-    restrict = _filter(request.categories, request.attributes, request.only_available, asked.exclude)
+    restrict = item_filter(request, asked.exclude)
     found, fallbacks = _find(state, asked, request, restrict)
     slate = _ordered(state, found, request)
     because = _explain(state, slate, asked.reasons, request) if request.explain else None
     return _slate(state, asked, slate, request.k, because, fallbacks)
-
-
-def _filter(
-    categories: Sequence[str],
-    attributes: Mapping[str, tuple[str, ...]],
-    only_available: bool,
-    exclude: frozenset[str],
-) -> IndexFilter:
-    groups = tuple(terms_of(name, values) for name, values in attributes.items())
-    return IndexFilter(tuple(categories), groups, exclude, only_available)
 
 
 def _find(

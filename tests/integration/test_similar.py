@@ -51,10 +51,11 @@ def test_an_item_is_compared_by_what_it_has(small_world):
 
 
 def test_an_item_without_factors_is_compared_by_its_text(small_world):
-    with small_world.resources.index() as index:
-        payload, vector = index.items("v1", ["i37"])["i37"]
-        vector[8:-1] = 0
-        index.upsert_items("v1", vector[None], [payload])
+    with small_world.resources.warehouse() as warehouse:
+        row = warehouse.read("from item_factors where version = 'v1' and item_id = 'i37'")
+        row = row.set_column(row.schema.get_field_index("factors"), "factors", lists_from_matrix(np.zeros((1, 6))))
+        key = {"version": "v1", "item_id": "i37"}
+        warehouse.commit(lambda transaction: transaction.replace("item_factors", row, key))
     slate = similar_items(small_world.resources, "i37")
     assert (slate.note, slate.alpha) == ("the item has no factors: it is compared by its text", 1.0)
     assert "kiss" in slate.items[0].title
