@@ -26,7 +26,7 @@ class ServingState:
     """Replaced whole when another version serves or its items change; a request takes it once.
 
     ``payloads`` and ``first_seen_at`` (n_items,), in microseconds, go with the rows of ``items``; ``vectors``
-    (n_items, width) are fused. ``index`` is searched: it is in memory or a server.
+    (n_items, width) are fused and cannot be written to. ``index`` is searched: it is in memory or a server.
     """
 
     model: ModelVersion
@@ -70,12 +70,14 @@ def load_state(warehouse: Warehouse, version: str, index: VectorIndex) -> Servin
     ``warehouse`` should be a view of one snapshot. Raises NotFoundError for an unknown version.
     """
     model, items = load_version(warehouse, version), load_item_space(warehouse, version)
+    vectors = fuse_items(items.text, items.factors, items.prior, model.recipe.fusion)
+    vectors.setflags(write=False)
     seen = warehouse.read(query_sql("item_arrivals_of_version"), {"version": version})["first_seen_at"]
     return ServingState(
         model=model,
         items=items,
         payloads=load_item_payloads(warehouse, version, items.item_ids),
-        vectors=fuse_items(items.text, items.factors, items.prior, model.recipe.fusion),
+        vectors=vectors,
         first_seen_at=np.asarray(seen.cast(pa.int64()).fill_null(0).to_numpy(), np.int64),
         index=index,
     )
