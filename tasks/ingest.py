@@ -16,18 +16,15 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.domain.mappings import CANONICAL, SourceKind, propose_mapping, resolve_mapping, unused_columns
+from tasks.domain.mappings import SourceKind, propose_mapping, resolve_mapping, unused_columns
 from tasks.domain.ports import Resources, SourceRows, Transaction, Warehouse
 from tasks.domain.records import CheckResult, Receipt
 from tasks.domain.source_text import canonical_rows, check_id_types, json_text, rows_as_text
-from tasks.model_state import event_type_rows
 from tasks.quality import record_checks
+from tasks.row_checks import check_rows, raw_columns
 from warehouse.catalog import query_sql
 
 __all__ = ["append_events", "import_files", "propose_mapping"]
-
-CLOCK_TOLERANCE = timedelta(days=1)
-"""How far an event may lie in the future: the clocks of two machines differ, and so do their time zones."""
 
 logger = logging.getLogger(__name__)
 
@@ -149,21 +146,13 @@ class _Import:
 
     def _judge(self, source: SourceRows, batch_id: str, mapping: Mapping[str, str]) -> _Judged:
         text = rows_as_text(source.rows)
-        shadows = {"source_rows": canonical_rows(self.kind, text, source.positions, mapping)}
-        parameters: dict[str, object] | None = None
-        if self.kind == "events":
-            shadows["event_types"] = event_type_rows(self.resources.event_types.values())
-            parameters = {"latest_at": self.now + CLOCK_TOLERANCE}
-        elif self.kind == "items":
-            parameters = {
-                "separator": mapping.get("categories.separator", "|"),
-                "no_categories": mapping.get("categories.none", ""),
-            }
-        checked = self.warehouse.read(query_sql(f"check_{self.kind}"), parameters, shadows)
+        rows = canonical_rows(self.kind, text, source.positions, mapping)
+        event_types = self.resources.event_types.values()
+        checked = check_rows(self.warehouse, self.kind, rows, event_types, now=self.now, mapping=mapping)
         is_good = pc.is_null(checked["reason"])
         is_kept = pc.and_(is_good, pc.invert(checked["is_duplicate"]))
-        wanted = [name for name in ("source_row", *CANONICAL[self.kind]) if name in checked.column_names]
-        good = self._stamped(checked.filter(is_kept).select(wanted), batch_id, source.source, "ingested_at")
+        good = checked.filter(is_kept).select(["source_row", *raw_columns(checked, self.kind)])
+        good = self._stamped(good, batch_id, source.source, "ingested_at")
         refused = checked.filter(pc.invert(is_good)).select(["source_row", "reason"])
         lines = text.filter(pc.is_in(source.positions, value_set=refused["source_row"].combine_chunks())).to_pylist()
         refused = refused.append_column("row_json", pa.array([json_text(line) for line in lines], pa.string()))

@@ -51,10 +51,12 @@ judged as (
         value,
         text,
         case
+            when contains(concat(event_id, user_id, item_id, event_type, text), chr(0)) then
+                'a value holds the character NUL, which is none of a text'
             when user_id is null then 'user_id is missing'
             when coalesce(event_type, '') = '' then 'event_type is missing'
             when effect is null then
-                'event_type ' || event_type || ' is not in the settings; add it there, then import the file again'
+                'event_type ' || left(event_type, 100) || ' is not in the settings; add it there, then send the row again'
             when occurred_at is null or not isfinite(occurred_at) then
                 'occurred_at is not a time: give ISO 8601 such as 2026-01-31T09:30:00Z, or Unix seconds'
             when occurred_at > $latest_at then 'occurred_at lies in the future'

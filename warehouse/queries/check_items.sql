@@ -44,6 +44,8 @@ judged as (
         available,
         updated_at,
         case
+            when contains(concat(item_id, title, description, array_to_string(categories, '')), chr(0)) then
+                'a value holds the character NUL, which is none of a text'
             when item_id is null then 'item_id is missing'
             when categories is null then 'categories begin like a JSON list, but are none'
             when attributes is not null and json_type(try_cast(attributes as json)) is distinct from 'OBJECT' then
@@ -66,10 +68,14 @@ final as (
         available,
         updated_at,
         reason,
-        row_number() over (
-            partition by item_id, title, description, categories, attributes, available, updated_at, reason is null
-            order by source_row
-        ) > 1 as is_duplicate
+        -- only of the row before it: an item that changes and changes back is not what it was in between
+        coalesce(
+            row(title, description, categories, attributes, available, updated_at)
+            = lag(row(title, description, categories, attributes, available, updated_at)) over (
+                partition by item_id, reason is null order by source_row
+            ),
+            false
+        ) as is_duplicate
     from judged
 )
 

@@ -18,6 +18,7 @@ judged as (
         user_id,
         attributes,
         case
+            when contains(user_id, chr(0)) then 'a value holds the character NUL, which is none of a text'
             when user_id is null then 'user_id is missing'
             when attributes is not null and json_type(try_cast(attributes as json)) is distinct from 'OBJECT' then
                 'attributes are not a JSON object'
@@ -31,7 +32,11 @@ final as (
         user_id,
         attributes,
         reason,
-        row_number() over (partition by user_id, attributes, reason is null order by source_row) > 1 as is_duplicate
+        -- only of the row before it: attributes that change and change back are not what they were in between
+        coalesce(
+            row(attributes) = lag(row(attributes)) over (partition by user_id, reason is null order by source_row),
+            false
+        ) as is_duplicate
     from judged
 )
 
