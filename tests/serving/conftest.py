@@ -49,7 +49,7 @@ class ScriptedOnline:
         accepted = duplicates = 0
         for index, row in enumerate(rows):
             if index not in bad:
-                name = row.get("event_id")
+                name = str(row["event_id"]) if row.get("event_id") is not None else None
                 duplicates += name is not None and name in self.seen_events
                 accepted += name is None or name not in self.seen_events
                 self.seen_events.add(name)
