@@ -4,10 +4,8 @@ Readers take no lock: a table of items is replaced whole, and a stored user is a
 is replaced whole too. Writers take turns.
 """
 
-from array import array
 from collections.abc import Sequence
 from threading import Lock
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,38 +19,25 @@ Floats = npt.NDArray[np.float32]
 ADDRESS = "memory"
 
 
-class _StoredUser(NamedTuple):
-    """A user as kept: ``seen`` are 32-bit codes of items, ``vector`` is float32."""
-
-    n_history: int
-    alpha: float
-    beta: float
-    as_of_snapshot: int
-    seen: bytes
-    vector: bytes
-
-
 class _Version:
     """What one version holds. Items and users are read without a lock and written under that of the index."""
 
     def __init__(self, width: int) -> None:
         self.width = width
         self.items = ItemTable.empty(width)
-        self.users: dict[str, _StoredUser] = {}
+        self.users: dict[str, tuple[UserPayload, bytes]] = {}  # vectors as float32 bytes, which nobody can change
 
 
 class MemoryIndex:
     """The ``VectorIndex`` port in memory. Search is exact. Threads may share it: many readers, and writers in turn.
 
-    100,000 users of width 449 are about 190 MB, and 4 bytes for each item that a user has seen.
+    100,000 users of width 449 are about 220 MB, and 8 bytes for each item that a user has seen.
     """
 
     def __init__(self) -> None:
         self._versions: dict[str, _Version] = {}
         self._serving: str | None = None
         self._writing = Lock()
-        self._codes: dict[str, int] = {}
-        self._coded: list[str] = []
 
     def serving_version(self) -> str | None:
         """The version of the last switch, or None."""
@@ -79,13 +64,17 @@ class MemoryIndex:
                 stored.items = stored.items.with_items(np.asarray(vectors, np.float32), payloads)
 
     def upsert_users(self, version: str, vectors: Floats, payloads: Sequence[UserPayload]) -> None:
-        """Write query vectors, (n, width) float32, each only over one that is not newer."""
+        """Write query vectors, (n, width) float32, each only over one that is not newer.
+
+        Payloads are kept as they are: what users have seen is small if equal ids are one object
+        (``tasks.projection.shared_texts``).
+        """
         with self._writing:
             stored = self._checked(version, vectors, len(payloads))
             for vector, payload in zip(np.asarray(vectors, np.float32), payloads, strict=True):
                 known = stored.users.get(payload.user_id)
-                if known is None or known.as_of_snapshot <= payload.as_of_snapshot:
-                    stored.users[payload.user_id] = self._packed(payload, vector)
+                if known is None or known[0].as_of_snapshot <= payload.as_of_snapshot:
+                    stored.users[payload.user_id] = (payload, vector.tobytes())
 
     def count(self, version: str) -> tuple[int, int]:
         """Exact numbers of items and users."""
@@ -102,7 +91,7 @@ class MemoryIndex:
         """Stored users by id; unknown ids are left out. The vectors cannot be written to."""
         stored = self._get(version, "Reading users of").users
         found = ((user_id, stored.get(user_id)) for user_id in user_ids)
-        return {user_id: self._unpacked(user_id, user) for user_id, user in found if user is not None}
+        return {user_id: (user[0], np.frombuffer(user[1], np.float32)) for user_id, user in found if user is not None}
 
     def search(
         self, version: str, query: Floats, k: int, restrict: IndexFilter, *, with_vectors: bool = False
@@ -135,25 +124,6 @@ class MemoryIndex:
         with self._writing:
             self._refuse_serving(version, "Dropping")
             self._versions.pop(version, None)
-
-    def _packed(self, payload: UserPayload, vector: Floats) -> _StoredUser:
-        try:
-            seen = array("i", map(self._codes.__getitem__, payload.seen))
-        except KeyError:
-            seen = array("i", [self._code(item_id) for item_id in payload.seen])
-        numbers = (payload.n_history, payload.alpha, payload.beta, payload.as_of_snapshot)
-        return _StoredUser(*numbers, seen.tobytes(), vector.tobytes())
-
-    def _code(self, item_id: str) -> int:
-        if item_id not in self._codes:
-            self._coded.append(item_id)  # before its code is known, so that no reader misses it
-            self._codes[item_id] = len(self._coded) - 1
-        return self._codes[item_id]
-
-    def _unpacked(self, user_id: str, user: _StoredUser) -> tuple[UserPayload, Floats]:
-        seen = tuple(map(self._coded.__getitem__, memoryview(user.seen).cast("i")))
-        payload = UserPayload(user_id, user.n_history, user.alpha, user.beta, user.as_of_snapshot, seen)
-        return payload, np.frombuffer(user.vector, np.float32)
 
     def _get(self, version: str, attempt: str) -> _Version:
         stored = self._versions.get(version)

@@ -63,7 +63,7 @@ class ItemTable:
             self._with_vectors(vectors, at, places, len(rows)),
             tuple(stored),
             rows,
-            np.array([payload.available for payload in stored], bool),
+            self._with_available(at, [payloads[place].available for place in places], len(rows)),
             _moved(self.categories, _pairs(before, "categories"), _pairs(after, "categories")),
             _moved(self.attributes, _pairs(before, "attributes"), _pairs(after, "attributes")),
         )
@@ -119,6 +119,11 @@ class ItemTable:
 
     def _known(self, item_ids: Iterable[str]) -> Rows:
         return np.array([self.rows[item_id] for item_id in item_ids if item_id in self.rows], np.int64)
+
+    def _with_available(self, at: Rows, available: Sequence[bool], n_rows: int) -> Mask:
+        known = np.resize(self.available, n_rows) if len(self.available) else np.zeros(n_rows, bool)
+        known[at] = available
+        return known
 
     def _with_vectors(self, vectors: Floats, at: Rows, places: Rows, n_rows: int) -> Floats:
         """The vectors with those at ``places`` in the rows ``at``; no row that a reader may see is written."""

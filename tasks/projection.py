@@ -49,10 +49,12 @@ def load_projection(warehouse: Warehouse, version: str) -> Projection:
     fusion = model.recipe.fusion
     space = load_item_space(warehouse, version)
     profiles = load_profiles(warehouse, version)
+    items = fuse_items(space.text, space.factors, space.prior, fusion)
+    items.setflags(write=False)  # an index in memory then takes them without a copy
     return Projection(
         version=version,
         text_width=model.text_width,
-        items=fuse_items(space.text, space.factors, space.prior, fusion),
+        items=items,
         item_payloads=load_item_payloads(warehouse, version, space.item_ids),
         users=fuse_queries(profiles.text, profiles.factors, profiles.alpha, profiles.beta, fusion),
         user_payloads=_user_payloads(warehouse, profiles, version),
@@ -88,12 +90,12 @@ def verify_projection(index: VectorIndex, projection: Projection) -> list[CheckR
 def load_item_payloads(warehouse: Warehouse, version: str, item_ids: Sequence[str]) -> tuple[ItemPayload, ...]:
     """What is shown of the items of a version now, in the order of ``item_ids``."""
     rows = warehouse.read(query_sql("item_payloads_of_version"), {"version": version}).to_pylist()
-    payloads = {row["item_id"]: _item_payload(row) for row in rows}
+    payloads = {row["item_id"]: item_payload(row) for row in rows}
     return tuple(payloads[item_id] for item_id in item_ids)
 
 
-def _item_payload(row: Mapping[str, Any]) -> ItemPayload:
-    """Few labels stand in many items: each is kept once."""
+def item_payload(row: Mapping[str, Any]) -> ItemPayload:
+    """From the columns of ``stg_items``. Few labels stand in many items: each is kept once."""
     categories = tuple(map(sys.intern, row["categories"]))
     terms = tuple(map(sys.intern, attribute_terms(row["attributes"])))
     return ItemPayload(row["item_id"], row["title"], categories, row["available"], terms)
@@ -109,11 +111,12 @@ def _user_payloads(warehouse: Warehouse, profiles: Profiles, version: str) -> tu
 
 
 def shared_texts(column: pa.ChunkedArray) -> list[tuple[str, ...]]:
-    """A column of lists of texts; null is an empty list. Equal texts are one object: millions of them are small."""
+    """A column of lists of texts; null is an empty list. Equal texts are one object, those of earlier calls too, so that
+    millions of them are small."""
     lists = column.cast(pa.list_(pa.string())).combine_chunks()
     lists = lists if isinstance(lists, pa.ListArray) else pa.concat_arrays(lists.chunks)
     coded = lists.flatten().dictionary_encode()
-    texts = np.array([*coded.dictionary.to_pylist(), None], object)[coded.indices.to_numpy()].tolist()
+    texts = np.array([*map(sys.intern, coded.dictionary.to_pylist())], object)[coded.indices.to_numpy()].tolist()
     ends = np.cumsum(lists.value_lengths().fill_null(0).to_numpy()).tolist()
     return [tuple(texts[start:end]) for start, end in pairwise([0, *ends])]
 
