@@ -16,6 +16,8 @@ import json
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,13 @@ from urllib.parse import quote
 
 import numpy as np
 
-from benchmarks.support.generated_lake import generated_home
+from benchmarks.support.generated_platform import generated_home
 from benchmarks.support.http_load import Ask, Service, load_process, send_load, summarize_answers
 from benchmarks.support.measured_process import describe_machine
 from benchmarks.support.running_platform import copy_home, make_key, running, wait_for_service
 from infra.resources import build_resources
 from infra.settings import load_settings
-from tasks.domain.ports import Resources
+from tasks.domain.ports import Resources, VectorIndex, Warehouse
 
 INTERVAL_SECONDS = 15
 BATCH_ROWS = 10
@@ -50,23 +52,25 @@ def main() -> None:
         for rate in arguments.rates.split(","):
             with tempfile.TemporaryDirectory() as folder:
                 home = _make_home(population, Path(folder))
-                report[f"{population} at {rate}"] = found = measure(home, float(rate), arguments.seconds)
+                report[f"{population} at {rate}"] = found = measure(
+                    home, float(rate), arguments.seconds, is_generated=population != "demo"
+                )
             if not arguments.json:
                 print(f"{population} at {rate}: {json.dumps(found)}")
     print(json.dumps({"benchmark": "freshness", "interval": INTERVAL_SECONDS, "machine": describe_machine(), **report}))
 
 
-def measure(home: Path, rate: float, seconds: float) -> dict[str, Any]:
+def measure(home: Path, rate: float, seconds: float, *, is_generated: bool) -> dict[str, Any]:
     """One rate on one home."""
     resources = build_resources(load_settings(home=home))
     key, (users, items) = make_key(home), _population(resources)
-    with running(home, "up") as _, load_process() as loader:
+    with _platform(home, is_generated), load_process() as loader:
         service = wait_for_service(home, key)
         time.sleep(INTERVAL_SECONDS)
         before = len(_runs(resources))
         make = functools.partial(_batch, users[len(users) // 10 :], items)
         stream = loader.submit(send_load, service, make, rate / BATCH_ROWS, seconds)
-        probes = _Probes(service, resources, users[: len(users) // 10])
+        probes = _Probes(service, resources, users[: len(users) // 10], is_generated)
         probes.run(seconds)
         sent = summarize_answers(stream.result())
         probes.settle(SETTLE_SECONDS)
@@ -86,6 +90,7 @@ class _Probes:
     service: Service
     resources: Resources
     users: list[str]
+    is_generated: bool
     seen: list[bool] = field(default_factory=list)
     next_seconds: list[float] = field(default_factory=list)
     waiting: dict[str, tuple[float, int]] = field(default_factory=dict)
@@ -147,18 +152,43 @@ class _Probes:
 
     def _watch(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        with self.resources.index() as index:
+        with self.resources.index() if not self.is_generated else self.resources.warehouse(read_only=True) as place:
             while time.monotonic() < deadline:
                 with self.lock:
                     asked = dict(self.waiting)
-                found = index.users(index.serving_version() or "", list(asked))
+                covered = _covered_in_table(place, list(asked)) if self.is_generated else _covered(place, list(asked))
                 now = time.time()
                 for user, (answered_at, snapshot) in asked.items():
-                    if user in found and found[user][0].as_of_snapshot >= snapshot:
+                    if covered.get(user, -1) >= snapshot:
                         self.lags.append(now - answered_at)
                         with self.lock:
                             self.waiting.pop(user)
                 time.sleep(0.1)
+
+
+def _covered(index: VectorIndex, user_ids: list[str]) -> dict[str, int]:
+    """What each user's point is true for."""
+    version = index.serving_version() or ""
+    return {user: payload.as_of_snapshot for user, (payload, _) in index.users(version, user_ids).items()}
+
+
+def _covered_in_table(warehouse: Warehouse, user_ids: list[str]) -> dict[str, int]:
+    """What each user's profile in the warehouse is true for."""
+    sql = "select user_id, as_of_snapshot from user_profiles where user_id in (select unnest($user_ids))"
+    rows = warehouse.read(sql, {"user_ids": user_ids})
+    return dict(zip(rows["user_id"].to_pylist(), rows["as_of_snapshot"].to_pylist(), strict=True))
+
+
+@contextmanager
+def _platform(home: Path, is_generated: bool) -> Iterator[None]:
+    """All of ``nearline up``; for a generated population the service, and refreshes that write no index."""
+    if not is_generated:
+        with running(home, "up"):
+            yield
+        return
+    loop = (str(home), str(INTERVAL_SECONDS))
+    with running(home, "serve", "--port", "0"), running(home, *loop, module="benchmarks.support.generated_platform"):
+        yield
 
 
 def _batch(users: list[str], items: list[str], number: int) -> Ask:

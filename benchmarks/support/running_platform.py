@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.support.http_load import Ask, Service
+from flows.clock import utc_now
 from tasks.domain.errors import NotFoundError, TransientError
 
 READY_SECONDS = 120.0
@@ -36,11 +37,11 @@ def copy_home(source: Path, target: Path) -> Path:
 
 
 @contextmanager
-def running(home: Path, *command: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """``nearline COMMAND`` on ``home``, its output in ``<home>/<command>.log``; stopped with SIGTERM at the end."""
-    log = (home / f"{command[0]}.log").open("ab")
-    inside = {**os.environ, "NEARLINE_HOME": str(home), **environment}
-    program = [sys.executable, "-m", "flows.cli", *command]
+def running(home: Path, *command: str, module: str = "flows.cli") -> Iterator[subprocess.Popen[bytes]]:
+    """``nearline COMMAND`` on ``home``, its output in ``<home>/platform.log``; stopped with SIGTERM at the end."""
+    log = (home / "platform.log").open("ab")
+    inside = {**os.environ, "NEARLINE_HOME": str(home)}
+    program = [sys.executable, "-m", module, *command]
     process = subprocess.Popen(program, stdout=log, stderr=log, env=inside, start_new_session=True)
     try:
         yield process
@@ -58,7 +59,8 @@ def make_key(home: Path, name: str = "benchmark") -> str:
     """A new key for everything."""
     from infra.key_store import KeyStore
 
-    return KeyStore(home / "serving").create(name, ("read", "write", "admin")).token
+    _, text = KeyStore(home).create(name, ("read", "write", "admin"), now=utc_now())
+    return text
 
 
 def wait_for_service(home: Path, key: str, seconds: float = READY_SECONDS) -> Service:
