@@ -111,8 +111,8 @@ def _user_payloads(warehouse: Warehouse, profiles: Profiles, version: str) -> tu
 
 
 def shared_texts(column: pa.ChunkedArray) -> list[tuple[str, ...]]:
-    """A column of lists of texts; null is an empty list. Equal texts are one object, those of earlier calls too, so that
-    millions of them are small."""
+    """A column of lists of texts; null is an empty list. Equal texts are one object, across calls too: millions of them
+    are small."""
     lists = column.cast(pa.list_(pa.string())).combine_chunks()
     lists = lists if isinstance(lists, pa.ListArray) else pa.concat_arrays(lists.chunks)
     coded = lists.flatten().dictionary_encode()
