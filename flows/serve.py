@@ -3,6 +3,7 @@
 One home has one service. ``<home>/serving/address.json`` says where it answers, and is removed when it ends.
 """
 
+import ipaddress
 import json
 import logging
 import os
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 FOLDER, ADDRESS_FILE, LOCK_FILE = "serving", "address.json", "serve.lock"
 GRACE_SECONDS = 10
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -97,7 +97,8 @@ def serve_online(
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     try:
-        Server(config).run([listener])
+        with suppress(_Stopped):  # uvicorn raises the signal again when it has ended in order
+            Server(config).run([listener])
     finally:
         _remove_address(settings.home)
 
@@ -122,7 +123,10 @@ def find_service(home: Path) -> ServiceAddress | None:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach it."""
-    return host in LOOPBACK or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class _Stopped(BaseException):
