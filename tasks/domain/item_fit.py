@@ -22,6 +22,8 @@ Integers = npt.NDArray[np.int64]
 
 PRIOR_HALF_LIFE = 0.1
 """Share of the log over which the weight of an interaction in an item's popularity halves."""
+NEW_PRIOR = 0.0
+"""Prior of an item that nobody has liked, as ``compute_prior`` has it."""
 MIN_ROWS = 30
 """A bucket with fewer users to learn from takes the weights of the one before it."""
 PATIENCE = 3
@@ -104,17 +106,21 @@ def fit_items(
 
 
 def fit_without_history(
-    text: Floats, features: sparse.csr_matrix | None, items: ItemSpace, parameters: FactorParameters
+    text: Floats,
+    features: sparse.csr_matrix | None,
+    text_map: Floats,
+    item_map: Floats | None,
+    parameters: FactorParameters,
 ) -> Floats:
-    """Factors (n, n_factors) that the fit of ``items`` gives items that have just come: nobody has met them.
+    """Factors (n, n_factors) that a fit gives items that have just come: nobody has met them.
 
-    ``text`` (n, text_width) and ``features`` (n, width), as in a ``Catalog``. The half-step has no interaction, and
-    without exposure no unobserved pair either, so its penalty alone decides: the share ``text_prior`` of it pulls
-    toward what text and features predict, the rest toward zero.
+    ``text`` (n, text_width) and ``features`` (n, width) are those of a ``Catalog``, and the maps those of the fit's
+    ``ItemSpace``. The half-step has no interaction, and without exposure no unobserved pair either, so its penalty
+    alone decides: the share ``text_prior`` of it pulls toward what text and features predict, the rest toward zero.
     """
-    predicted = text @ items.text_map
-    if features is not None and items.item_map is not None:
-        predicted = predicted + features @ items.item_map
+    predicted = text @ text_map
+    if features is not None and item_map is not None:
+        predicted = predicted + features @ item_map
     factors: Floats = (np.float32(parameters.text_prior) * predicted).astype(np.float32)
     return factors
 
