@@ -1,0 +1,362 @@
+"""Everything that requests ask for, in one resident object: rows go in, answers come out of memory.
+
+It knows nothing of HTTP. Many threads may call it at once; an answer is all of one version.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from tasks.domain.errors import (
+    IndexUnavailableError,
+    NotFoundError,
+    OverloadedError,
+    SettingsError,
+    TransientError,
+    WarehouseBusyError,
+)
+from tasks.domain.online import (
+    BelievedProfile,
+    ErasureReceipt,
+    Health,
+    IntakeKind,
+    IntakeReceipt,
+    Problem,
+    SlateRequest,
+)
+from tasks.domain.ports import Resources, TextEncoder
+from tasks.domain.records import Likeness, Slate, UserPayload
+from tasks.intake import Intake
+from tasks.online.answers import latest, popular, recommend, similar
+from tasks.online.beliefs import believe
+from tasks.online.folding import FoldedUser, Folder
+from tasks.online.follower import Follower, Live
+from tasks.online.histories import HistoryCache
+from tasks.online.state import UserView
+
+Floats = npt.NDArray[np.float32]
+OVERLOAD_SECONDS = 10.0
+"""How long the intake is called overloaded after it last refused rows."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OnlineOptions:
+    """The settings of the same names; ``wait_seconds`` is how long a request waits for its user's newest events to be
+    folded in, and ``stalled_after_seconds`` is of the refresh."""
+
+    commit_seconds: float = 0.1
+    max_waiting_rows: int = 20_000
+    follow_seconds: float = 1.0
+    history_megabytes: float = 512
+    request_timeout_seconds: float = 30.0
+    wait_seconds: float = 0.5
+    stalled_after_seconds: float = 60.0
+
+
+class OnlineService:
+    """A context manager; inside it, intake and follower run. Before the first publication rows are taken and nothing
+    else is answered."""
+
+    def __init__(self, resources: Resources, options: OnlineOptions, clock: Callable[[], datetime]) -> None:
+        self._resources = resources
+        self._options = options
+        self._clock = clock
+        self._stack = ExitStack()
+        self._encoder: TextEncoder | None = None
+        self._overloaded_at = -OVERLOAD_SECONDS
+
+    def __enter__(self) -> "OnlineService":
+        with ExitStack() as stack:
+            warehouse = stack.enter_context(self._resources.warehouse(read_only=True))
+            engine = stack.enter_context(self._resources.engine())
+            histories = HistoryCache(warehouse, self._options.history_megabytes)
+            self._folder = Folder(warehouse, engine, histories, lambda: self._encoder)
+            seconds = self._options.follow_seconds
+            self._follower = Follower(self._resources, warehouse, self._folder, self._clock, seconds)
+            stack.callback(self._follower.close)
+            self._follower.start()
+            self._intake = stack.enter_context(
+                Intake(
+                    self._resources,
+                    clock=self._clock,
+                    commit_seconds=self._options.commit_seconds,
+                    max_waiting_rows=self._options.max_waiting_rows,
+                    on_commit=self._follower.take_commit,
+                )
+            )
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def accept(self, kind: IntakeKind, rows: Sequence[Mapping[str, object]], *, source: str) -> IntakeReceipt:
+        """Take rows; they are durable when it returns, and in the next answer for the users they name.
+
+        Raises OverloadedError if too many rows wait, InputError if these are no list of objects.
+        """
+        try:
+            seconds = self._options.request_timeout_seconds
+            return self._intake.accept(kind, rows, source=source, timeout_seconds=seconds)
+        except OverloadedError:
+            self._overloaded_at = time.monotonic()
+            raise
+
+    def recommend(self, request: SlateRequest) -> Slate:
+        """A slate for whatever is known; see ``tasks.online.answers.recommend``.
+
+        Raises InputError, NotFoundError for unknown items or before the first publication.
+        """
+        live = self._serving()
+        user = None if request.user_id is None else self._view(live, request.user_id)
+        return recommend(live.state, request, user, lambda text: self._embed(live, text))
+
+    def similar(self, item_id: str, *, k: int = 10, by: Likeness = "factors") -> Slate:
+        """Items that are like one. Raises NotFoundError for an item that the serving version does not know."""
+        return similar(self._serving().state, item_id, k=k, by=by)
+
+    def popular(
+        self,
+        *,
+        k: int = 10,
+        categories: Sequence[str] = (),
+        attributes: Mapping[str, tuple[str, ...]] | None = None,
+        only_available: bool = True,
+    ) -> Slate:
+        """What most people like."""
+        state = self._serving().state
+        return popular(state, k=k, categories=categories, attributes=attributes, only_available=only_available)
+
+    def latest(
+        self,
+        *,
+        k: int = 10,
+        categories: Sequence[str] = (),
+        attributes: Mapping[str, tuple[str, ...]] | None = None,
+        only_available: bool = True,
+    ) -> Slate:
+        """What came into the catalog last."""
+        state = self._serving().state
+        return latest(state, k=k, categories=categories, attributes=attributes, only_available=only_available)
+
+    def profile(self, user_id: str) -> BelievedProfile:
+        """What is believed of a user, and from what. Raises NotFoundError for one of whom nothing is known."""
+        live = self._serving()
+        user = self._view(live, user_id)
+        if user is None:
+            raise NotFoundError(
+                "The profile of a user was asked for, and nothing is known of them: no event, no attribute."
+                " Check the id; it is the one that their events have."
+            )
+        return believe(live.state, user, self._clock())
+
+    def erase(self, user_id: str) -> ErasureReceipt:
+        """Remove a person, here and in the warehouse. Raises as ``tasks.erase.erase_user``."""
+        from tasks.erase import erase_user
+
+        receipt = erase_user(self._resources, user_id, now=self._clock())
+        self._folder.histories.forget([user_id])
+        self._folder.forget_texts()
+        if (live := self._follower.live) is not None:
+            live.pending.forget(user_id)
+            if self._resources.serves_from_memory:
+                live.state.index.delete_users([user_id])
+        return receipt
+
+    def health(self) -> Health:
+        """Whether requests are answered, and what is not whole. It asks nobody."""
+        live = self._follower.live
+        problems = self._problems(live)
+        _, n_waiting, oldest = live.pending.sizes() if live else (0, 0, None)
+        answer = self._follower.watch.answer
+        return Health(
+            state="unavailable" if live is None else "degraded" if problems else "ready",
+            version=live.version if live else None,
+            problems=problems,
+            watermark=live.progress.watermark if live else None,
+            n_waiting_events=n_waiting,
+            oldest_waiting_seconds=self._age(oldest),
+            index=f"does not answer: {answer.problem}" if answer.problem else "answers",
+        )
+
+    def stats(self) -> Mapping[str, float]:
+        """Gauges by name, from memory."""
+        live, follower = self._follower.live, self._follower
+        own = {
+            "intake_waiting_rows": float(self._intake.n_waiting_rows),
+            "history_bytes": float(self._folder.histories.n_bytes),
+            "followed_snapshot": float(follower.snapshot),
+        }
+        if live is None:
+            return own
+        n_users, n_waiting, oldest = live.pending.sizes()
+        counts = live.pending.counts
+        return own | {
+            "pending_users": float(n_users),
+            "waiting_events": float(n_waiting),
+            "oldest_waiting_seconds": self._age(oldest),
+            "watermark": float(live.progress.watermark),
+            "version_age_seconds": (self._clock() - live.loaded_at).total_seconds(),
+            "folds": float(counts.n_folds),
+            "folded_users": float(counts.n_users),
+            "fold_seconds": counts.seconds,
+            "items": float(len(live.state.payloads)),
+            "users": float(live.n_users),
+        }
+
+    def _serving(self) -> Live:
+        live = self._follower.live
+        if live is None:
+            raise NotFoundError(
+                "Something was asked of the serving version, and none is loaded: nothing is published yet, or the"
+                " warehouse could not be read. GET /v1/health says which; `nearline run daily_batch` publishes one."
+            )
+        return live
+
+    def _view(self, live: Live, user_id: str) -> UserView | None:
+        """What is known of a user now; None if that is nothing."""
+        pending = live.pending.look(user_id, self._options.wait_seconds)
+        if pending is not None and pending.folded is not None:
+            watermark, stale = live.progress.watermark, self._age(pending.oldest_missing)
+            return self._view_of(live, user_id, pending.folded, watermark, pending.n_events, stale)
+        stale = self._age(pending.oldest_missing) if pending else 0.0
+        try:
+            stored = live.state.index.users(live.version, [user_id]).get(user_id)
+        except IndexUnavailableError:
+            folded = self._folder.fold(live.state, live.catalog, [user_id]).get(user_id)
+            if folded is None:
+                return None
+            return self._view_of(live, user_id, folded, self._follower.snapshot, 0, stale)
+        if stored is not None:
+            known = self._stored(live, *stored)
+            return self._view_of(live, user_id, known, stored[0].as_of_snapshot, 0, stale)
+        if pending is not None:
+            return self._view_of(live, user_id, _nothing_yet(live), live.progress.watermark, 0, stale)
+        return None
+
+    def _stored(self, live: Live, payload: UserPayload, query: Floats) -> FoldedUser:
+        """As the index has it; versions from before it was known do not say what a user has met."""
+        seen = frozenset(payload.seen)
+        if payload.n_history and not seen:
+            met = self._folder.history(live.state.model, live.catalog, payload.user_id)
+            seen = frozenset(met.interactions["item_id"].to_pylist())
+        return FoldedUser(query, payload.alpha, payload.beta, payload.n_history, seen, None)
+
+    def _view_of(
+        self, live: Live, user_id: str, known: FoldedUser, as_of_snapshot: int, n_pending: int, stale_seconds: float
+    ) -> UserView:
+        model = live.state.model
+        return UserView(
+            user_id=user_id,
+            query=known.query,
+            alpha=known.alpha,
+            beta=known.beta,
+            n_history=known.n_history,
+            seen=known.seen,
+            as_of_snapshot=as_of_snapshot,
+            n_pending_events=n_pending,
+            stale_seconds=stale_seconds,
+            load_history=lambda: self._folder.history(model, live.catalog, user_id),
+            load_embeddings=lambda content_hashes: self._folder.embeddings(model, content_hashes),
+        )
+
+    def _embed(self, live: Live, text: str) -> Floats:
+        """A text as (text_width,); the encoder is loaded by the first one."""
+        encoder = self._encoder or self._resources.encoder()
+        if encoder.encoder_id != live.state.model.encoder_id:
+            raise SettingsError(
+                f"A slate for a text was asked for. The serving version {live.version} was made with the encoder"
+                f" {live.state.model.encoder_id!r}, and the settings name {encoder.encoder_id!r}: their vectors cannot"
+                " be compared. Set the encoder back, or run `nearline run daily_batch` to publish a version of the new"
+                " one."
+            )
+        vector: Floats = encoder.encode([text])[0]
+        self._encoder = encoder
+        return vector
+
+    def _age(self, since: float | None) -> float:
+        return 0.0 if since is None else max(0.0, self._clock().timestamp() - since)
+
+    def _problems(self, live: Live | None) -> tuple[Problem, ...]:
+        named = [
+            _nothing_published(live, self._follower.problem),
+            _index_away(self._follower.watch.answer.problem, live is not None),
+            _failed(self._follower.problem or (live.pending.counts.problem if live else None)),
+            self._stalled(live),
+            self._overloaded(),
+        ]
+        return tuple(problem for problem in named if problem is not None)
+
+    def _stalled(self, live: Live | None) -> Problem | None:
+        seconds = self._age(live.pending.sizes()[2]) if live else 0.0
+        if seconds <= self._options.stalled_after_seconds:
+            return None
+        return Problem(
+            "refresh_stalled",
+            f"The oldest event that no stored profile holds has waited for {seconds:.0f} s.",
+            "Look at the runs of the deployment nearline; `nearline run nearline` refreshes now.",
+        )
+
+    def _overloaded(self) -> Problem | None:
+        if time.monotonic() - self._overloaded_at > OVERLOAD_SECONDS:
+            return None
+        return Problem(
+            "intake_overloaded",
+            "Rows were refused, since too many wait to be written.",
+            "Send them again later, or slower; NEARLINE_SERVICE__MAX_WAITING_ROWS lets more wait.",
+        )
+
+
+def _nothing_yet(live: Live) -> FoldedUser:
+    """Somebody who has just come, and whose first events are not folded yet: the prior speaks alone."""
+    model, fusion = live.state.model, live.state.model.recipe.fusion
+    query = np.zeros(model.text_width + model.n_factors + 1, np.float32)
+    query[-1] = fusion.buckets[0].beta / fusion.prior_block
+    return FoldedUser(query, fusion.buckets[0].alpha, fusion.buckets[0].beta, 0, frozenset(), None)
+
+
+def _nothing_published(live: Live | None, problem: Exception | None) -> Problem | None:
+    if live is not None or problem is not None:
+        return None
+    return Problem(
+        "nothing_published",
+        "No model version is published yet, so there is nothing to recommend from.",
+        "Import items and events, then: nearline run daily_batch.",
+    )
+
+
+def _index_away(why: str, is_serving: bool) -> Problem | None:
+    if not why:
+        return None
+    stays = "What serves stays as it is" if is_serving else "What was published last is served if there is such"
+    return Problem(
+        "index_away",
+        f"The vector index did not answer ({why}). {stays}, and publications are not followed.",
+        "Look whether `nearline up` or the Qdrant server runs.",
+    )
+
+
+def _failed(error: Exception | None) -> Problem | None:
+    """``warehouse_busy`` while it is locked, ``follower_failed`` for anything else."""
+    if error is None:
+        return None
+    if isinstance(error, WarehouseBusyError):
+        text, advice = "The warehouse stayed locked for too long.", "Let the other job finish."
+        return Problem("warehouse_busy", f"{text} Answers may miss the newest events and versions.", advice)
+    retried = " It is tried again." if isinstance(error, TransientError) else ""
+    return Problem(
+        "follower_failed",
+        f"Following the warehouse failed ({type(error).__name__}).{retried} Answers come from the last good state.",
+        "The log of the service has the error.",
+    )
