@@ -58,9 +58,7 @@ class DuckLakeWarehouse:
     ) -> pa.Table:
         """Run a query; see the port. Times come back in UTC. Raises InputError or NotFoundError for wrong SQL."""
         with self._cursor() as cursor:
-            for name, rows in (shadows or {}).items():
-                cursor.register(name, rows)
-            return self._storage.retried(lambda: _fetch(cursor, sql, parameters), "read from")
+            return self._storage.retried(lambda: _fetch_among(cursor, shadows or {}, sql, parameters), "read from")
 
     @contextmanager
     def at(self, snapshot: int) -> Iterator[Warehouse]:
@@ -247,6 +245,24 @@ class DuckLakeTransaction:
 
 def _fetch(cursor: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str, object] | None) -> pa.Table:
     return cursor.execute(sql, parameters or None).to_arrow_table()
+
+
+def _fetch_among(
+    cursor: duckdb.DuckDBPyConnection,
+    shadows: Mapping[str, pa.Table],
+    sql: str,
+    parameters: Mapping[str, object] | None,
+) -> pa.Table:
+    """In one transaction: outside of one, each ``register`` asks the catalog anew, which took most of a small read."""
+    if not shadows:
+        return _fetch(cursor, sql, parameters)
+    cursor.execute("begin")
+    try:
+        for name, rows in shadows.items():
+            cursor.register(name, rows)
+        return _fetch(cursor, sql, parameters)
+    finally:
+        cursor.execute("rollback")
 
 
 def _total(rows: pa.Table, column: str) -> int:
