@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FOLDER, ADDRESS_FILE, LOCK_FILE = "serving", "address.json", "serve.lock"
 GRACE_SECONDS = 10
+BACKLOG = 1024
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -172,8 +173,12 @@ def _only_one(home: Path) -> Iterator[None]:
 @contextmanager
 def _listen(host: str, port: int) -> Iterator[socket.socket]:
     try:
-        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.create_server(where[:2], family=family, backlog=1024)
+        family, *_, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # asyncio sends small packets at once only on sockets that say that they are TCP; others wait for 40 ms
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(BACKLOG)
     except OSError as error:
         raise InputError(
             f"Listening on {host} port {port} failed: {error.strerror or error}. Name another one: "
