@@ -78,6 +78,8 @@ def _written(value: Any) -> str | None:
 
 def _is_text(term: str) -> bool:
     """False for half of a surrogate pair, which JSON may hold and no store takes."""
+    if term.isascii():
+        return True
     try:
         term.encode()
     except UnicodeEncodeError:

@@ -75,14 +75,14 @@ def fuse_items(text: Floats, factors: Floats, prior: Floats, fusion: Fusion) -> 
     ``text`` (n, text_width), ``factors`` (n, n_factors), ``prior`` (n,); returns (n, text_width + n_factors + 1).
     """
     blocks = [text, factors * np.float32(fusion.factor_block), prior[:, None] * np.float32(fusion.prior_block)]
-    return np.concatenate(blocks, axis=1).astype(np.float32)
+    return np.concatenate(blocks, axis=1).astype(np.float32, copy=False)
 
 
 def fuse_queries(text: Floats, factors: Floats, alpha: Floats, beta: Floats, fusion: Fusion) -> Floats:
     """Query vectors: ``text`` (n, text_width), ``factors`` (n, n_factors), ``alpha`` and ``beta`` (n,)."""
     factor_weight = (1 - alpha) * np.float32(fusion.scale / fusion.factor_block)
     blocks = [alpha[:, None] * text, factor_weight[:, None] * factors, beta[:, None] / np.float32(fusion.prior_block)]
-    return np.concatenate(blocks, axis=1).astype(np.float32)
+    return np.concatenate(blocks, axis=1).astype(np.float32, copy=False)
 
 
 def split_scores(queries: Floats, items: Floats, text_width: int) -> ScoreParts:

@@ -289,8 +289,8 @@ class Resources(Protocol):
         (``tasks.projection.write_projection``) and follows publications and refreshes; otherwise it is ``index()``."""
 
     def serving_index(self) -> AbstractContextManager[VectorIndex]:
-        """The index that requests search: one for all threads of a service, as long as it runs. In memory it is empty
-        at first. Raises IndexUnavailableError."""
+        """The index that requests search, for all threads of a service. In memory each one that is opened is another,
+        empty at first. Raises IndexUnavailableError."""
 
     def encoder(self) -> TextEncoder:
         """The text encoder. Asking for it is cheap: its weights are loaded at the first ``encode``, once per process.
