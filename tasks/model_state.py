@@ -124,15 +124,23 @@ def load_history_rows(
     events, so that a correction or a retraction acts however it was sent.
     """
     with warehouse.at(snapshot) as past:
-        if user_ids is None:
-            raw: dict[str, pa.Table] = {}
-        else:
-            wanted = pa.table({"user_id": pa.array(sorted(set(user_ids)), pa.string())})
-            raw = {
-                table: past.read(query_sql(f"{table}_of_users"), shadows={"wanted_users": wanted})
-                for table in ("raw_events", "raw_users")
-            }
+        raw = {} if user_ids is None else load_raw_rows(past, user_ids)
         return build_history_rows(past, raw, event_types, half_life_days, user_ids)
+
+
+def load_raw_rows(reader: Reader, user_ids: Iterable[str]) -> dict[str, pa.Table]:
+    """``raw_events`` and ``raw_users`` of the given users, with every row of others for the same events.
+
+    ``raw_events`` is read twice: the users' rows whole, then ids alone, to see whether others share an event.
+    """
+    wanted = {"wanted_users": pa.table({"user_id": pa.array(sorted(set(user_ids)), pa.string())})}
+    events = reader.read(query_sql("raw_events_of_users"), shadows=wanted)
+    users = reader.read(query_sql("raw_users_of_users"), shadows=wanted)
+    shared = reader.read(query_sql("shared_events"), shadows={**wanted, "own_events": events.select(["event_id"])})
+    if shared.num_rows:
+        others = reader.read(query_sql("raw_events_of_others"), shadows={**wanted, "shared_events": shared})
+        events = pa.concat_tables([events, others])
+    return {"raw_events": events, "raw_users": users}
 
 
 def build_history_rows(

@@ -85,7 +85,7 @@ def record_checks(
     """
     if not results:
         return
-    table = _result_rows(gate, results, run_id, now, version)
+    table = result_rows(gate, results, run_id, now, version)
     same = {name: sorted(set(table[name].to_pylist())) for name in ("table_name", "expectation")}
     key = {"run_id": run_id, "gate": gate, **same}
     failed = [result for result in results if not result.passed and result.severity == "stop"]
@@ -179,9 +179,10 @@ def _quoted(name: str) -> str:
     return f'"{escaped}"'
 
 
-def _result_rows(
+def result_rows(
     gate: str, results: Sequence[CheckResult], run_id: str, now: datetime, version: str | None
 ) -> pa.Table:
+    """Outcomes of checks as rows of ``gate_results``."""
     rows = [
         {
             "run_id": run_id,

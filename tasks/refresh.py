@@ -1,4 +1,4 @@
-"""The nearline loop: reads the change feed and brings the profiles of the users it touches up to date.
+"""The nearline loop: brings the profiles of the users whom the change feed names up to date.
 
 It knows nothing of schedules, and nothing of language models: texts are embedded before (``tasks/embed.py``), and one
 that has no embedding yet is counted, left out, and brings its user back into the feed once it is embedded.
@@ -8,43 +8,47 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from filelock import FileLock, Timeout
 
-from tasks.domain.errors import NotFoundError
+from tasks.change_feed import Feed, load_rows, without_settled
+from tasks.change_feed import read_feed as read_feed
+from tasks.change_feed import read_watermark as read_watermark
+from tasks.domain.errors import NotFoundError, WarehouseBusyError
 from tasks.domain.fusion import fuse_queries
 from tasks.domain.ports import Resources, Transaction, VectorIndex, Warehouse
 from tasks.domain.profile_gate import check_profiles
-from tasks.domain.profiles import ItemSpace, Profiles, compute_profiles
-from tasks.domain.records import NearlineRun, UserPayload
+from tasks.domain.profiles import Histories, ItemSpace, Profiles, compute_profiles
+from tasks.domain.records import CheckResult, NearlineRun, UserPayload
 from tasks.domain.vectors import lists_from_matrix
-from tasks.model_state import ModelVersion, load_histories, load_item_space, load_version
+from tasks.model_state import (
+    ModelVersion,
+    build_history_rows,
+    encode_histories,
+    load_item_space,
+    load_text_embeddings,
+    load_version,
+)
+from tasks.progress import progress_of
 from warehouse.catalog import query_sql
 
 CHUNK_USERS = 4096
 """Users whose histories and profiles are in memory at one time."""
+GATE = "nearline"
+LOCK_SECONDS = 600.0
+"""How long a refresh waits for another one of the same version."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Feed:
-    """What the change feed says: whose profiles are no longer true, and when their events arrived.
-
-    ``arrived_at`` (n_events,) are seconds since 1970. ``note`` says why it is not the feed's own answer.
-    """
-
-    from_snapshot: int
-    to_snapshot: int
-    user_ids: tuple[str, ...]
-    arrived_at: npt.NDArray[np.float64]
-    note: str = ""
+_KEPT_ITEMS: dict[str, tuple[object, ModelVersion, ItemSpace]] = {}
 
 
 def refresh(
@@ -53,22 +57,25 @@ def refresh(
     """Bring the users with new events up to date in ``version`` (None: the serving one); None if nothing is new.
 
     Query vectors are upserted first, then profiles, run row and watermark are committed together: a kill between
-    them repeats harmlessly. More than ``chunk_users`` users are done in several steps, and the watermark moves with the
-    last one. Raises NotFoundError if nothing is published or the version has no watermark, and GateError if
-    a profile is not sound.
+    them repeats harmlessly. More than ``chunk_users`` users are done in several steps, each with a commit of its
+    own; the watermark moves with the last one, and what an interrupted refresh has committed is not done again. Another
+    refresh of the version is waited for. Raises NotFoundError if nothing is published or the version has no watermark,
+    GateError if a profile is not sound, and WarehouseBusyError if another refresh does not end.
     """
     watch = _Stopwatch()
-    with resources.index() as index, resources.warehouse() as warehouse:
+    with resources.index() as index:
         version = version or serving_version(index)
-        feed = read_feed(warehouse, version)
-        watch.lap("feed")
-        if feed is None:
-            logger.info("refresh version=%s nothing new", version)
-            return None
-        step = _Step(resources, warehouse, index, load_version(warehouse, version), feed.to_snapshot, now, watch)
-        items = load_item_space(warehouse, version)
-        watch.lap("items")
-        return _refresh_all(step, items, feed, chunk_users)
+        with refreshing(resources, version), resources.warehouse() as warehouse:
+            watch.lap("open")
+            feed = read_feed(warehouse, version, with_moved=False)
+            watch.lap("feed")
+            if feed is None:
+                logger.info("refresh version=%s nothing new", version)
+                return None
+            if len(feed.user_ids) > chunk_users:
+                feed = without_settled(warehouse, version, feed)
+            step = _step(resources, warehouse, index, version, feed, now, watch)
+            return _refresh_all(step, feed, chunk_users)
 
 
 def refresh_users(
@@ -85,14 +92,35 @@ def refresh_users(
     as ``refresh`` does.
     """
     watch = _Stopwatch()
-    with resources.index() as index, resources.warehouse() as warehouse:
+    with resources.index() as index:
         version = version or serving_version(index)
-        mark = read_watermark(warehouse, version)
-        feed = Feed(mark, mark, tuple(user_ids), np.zeros(0), f"{len(user_ids)} users were named")
-        step = _Step(resources, warehouse, index, load_version(warehouse, version), mark, now, watch)
-        items = load_item_space(warehouse, version)
-        watch.lap("items")
-        return _refresh_all(step, items, feed, chunk_users)
+        with refreshing(resources, version), resources.warehouse() as warehouse:
+            mark = read_watermark(warehouse, version)
+            feed = Feed(mark, mark, tuple(user_ids), note=f"{len(user_ids)} users were named")
+            step = _step(resources, warehouse, index, version, feed, now, watch)
+            return _refresh_all(step, feed, chunk_users)
+
+
+@contextmanager
+def refreshing(resources: Resources, version: str) -> Iterator[None]:
+    """Keep every other refresh of ``version`` in this home away; waits for one that runs.
+
+    Raises WarehouseBusyError if that does not end within ``LOCK_SECONDS``. The lock of a process that dies is free.
+    """
+    folder = resources.home / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"refresh-{version}.lock", timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise WarehouseBusyError(
+            f"Version {version} was to be refreshed, and another refresh of it has run for {LOCK_SECONDS:g} s. "
+            "Let it finish, or end its process: what it has committed stays, and the next refresh does the rest."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def serving_version(index: VectorIndex) -> str:
@@ -104,48 +132,6 @@ def serving_version(index: VectorIndex) -> str:
             "`nearline run daily_batch`. If the index was lost: `nearline rebuild-index`."
         )
     return version
-
-
-def read_feed(warehouse: Warehouse, version: str) -> Feed | None:
-    """Whose profiles of ``version`` the events since its watermark concern; None if there is nobody.
-
-    Who wrote a text that was embedded since then is named too: their profile could not hold it before. So is who told
-    something of themselves, if the version knows attributes, and whom ``refresh_requests`` names. If the watermark's
-    snapshot has expired, everybody is named and the note says so. Raises NotFoundError if the version has no watermark.
-    """
-    after, to = read_watermark(warehouse, version), warehouse.latest_snapshot()
-    try:
-        events = warehouse.insertions("raw_events", after, to)
-        texts = warehouse.insertions("text_embeddings", after, to)
-        told = warehouse.insertions("raw_users", after, to)["user_id"].to_pylist()
-        user_ids = set(warehouse.insertions("refresh_requests", after, to)["user_id"].to_pylist())
-    except NotFoundError:
-        users = warehouse.read(query_sql("all_users_of_version"), {"version": version})
-        note = f"the change feed after snapshot {after} has expired: every user was refreshed"
-        logger.warning("refresh version=%s %s", version, note)
-        return Feed(after, to, tuple(users["user_id"].to_pylist()), np.zeros(0), note)
-    if events.num_rows:
-        user_ids.update(
-            warehouse.read(query_sql("touched_users"), shadows={"fed_events": events})["user_id"].to_pylist()
-        )
-    if texts.num_rows:
-        shadows = {"embedded_texts": texts.select(["content_hash"])}
-        user_ids.update(warehouse.read(query_sql("writers_of_texts"), shadows=shadows)["user_id"].to_pylist())
-    if told and load_version(warehouse, version).user_map is not None:
-        user_ids.update(told)
-    arrived_at = events["ingested_at"].cast(pa.int64()).to_numpy() / 1e6
-    return Feed(after, to, tuple(sorted(user_ids)), arrived_at) if user_ids else None
-
-
-def read_watermark(warehouse: Warehouse, version: str) -> int:
-    """The snapshot up to which events are in the profiles of ``version``. Raises NotFoundError if it has none."""
-    rows = warehouse.read(query_sql("watermark"), {"version": version})
-    if rows.num_rows == 0:
-        raise NotFoundError(
-            f"Version {version!r} was to be refreshed, but it has no watermark: its training has not finished."
-            " Name a version that was published, or run `nearline run daily_batch`."
-        )
-    return int(rows["snapshot"][0].as_py())
 
 
 def profile_rows(profiles: Profiles, version: str, as_of_snapshot: int, now: datetime) -> pa.Table:
@@ -161,6 +147,7 @@ def profile_rows(profiles: Profiles, version: str, as_of_snapshot: int, now: dat
             "alpha": pa.array(profiles.alpha, pa.float64()),
             "beta": pa.array(profiles.beta, pa.float64()),
             "drift": pa.array(profiles.drift, pa.float64()),
+            "seen_items": pa.array(profiles.seen or [()] * n, pa.list_(pa.string())),
             "as_of_snapshot": pa.array([as_of_snapshot] * n, pa.int64()),
             "refreshed_at": pa.array([now] * n, pa.timestamp("us", tz="UTC")),
         }
@@ -172,8 +159,9 @@ def user_points(
 ) -> tuple[npt.NDArray[np.float32], list[UserPayload]]:
     """Query vectors (n, width) and their payloads, as ``VectorIndex.upsert_users`` takes them."""
     vectors = fuse_queries(profiles.text, profiles.factors, profiles.alpha, profiles.beta, model.recipe.fusion)
-    columns = zip(profiles.user_ids, profiles.n_history, profiles.alpha, profiles.beta, strict=True)
-    return vectors, [UserPayload(u, int(n), float(a), float(b), as_of_snapshot) for u, n, a, b in columns]
+    numbers = (profiles.n_history.tolist(), profiles.alpha.tolist(), profiles.beta.tolist())
+    columns = zip(profiles.user_ids, *numbers, profiles.seen or [()] * len(profiles.user_ids), strict=True)
+    return vectors, [UserPayload(u, n, alpha, beta, as_of_snapshot, seen) for u, n, alpha, beta, seen in columns]
 
 
 class _Stopwatch:
@@ -196,82 +184,134 @@ class _Stopwatch:
 
 @dataclass(frozen=True)
 class _Step:
-    """What every chunk of one refresh shares."""
+    """What every chunk of one refresh shares; ``view`` is the warehouse at the snapshot that the refresh goes up to."""
 
     resources: Resources
     warehouse: Warehouse
     index: VectorIndex
     model: ModelVersion
+    items: ItemSpace
     to_snapshot: int
     now: datetime
     watch: _Stopwatch
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
-def _refresh_all(step: _Step, items: ItemSpace, feed: Feed, chunk_users: int) -> NearlineRun:
-    run_id, n_missing = uuid.uuid4().hex, 0
+class _Chunk(NamedTuple):
+    profiles: Profiles
+    n_missing_texts: int
+    checks: list[CheckResult]
+
+
+def _step(
+    resources: Resources,
+    warehouse: Warehouse,
+    index: VectorIndex,
+    version: str,
+    feed: Feed,
+    now: datetime,
+    watch: _Stopwatch,
+) -> _Step:
+    model, items = _load_items(resources, warehouse, version)
+    watch.lap("items")
+    return _Step(resources, warehouse, index, model, items, feed.to_snapshot, now, watch)
+
+
+def _load_items(resources: Resources, warehouse: Warehouse, version: str) -> tuple[ModelVersion, ItemSpace]:
+    """The version with its items; those of the last refresh in this process are kept while they are true."""
+    key = f"{resources.home}/{version}"
+    state = warehouse.read(query_sql("state_of_version"), {"version": version}).to_pylist()
+    kept = _KEPT_ITEMS.get(key)
+    if kept is None or kept[0] != state:
+        kept = state, load_version(warehouse, version), load_item_space(warehouse, version)
+        _KEPT_ITEMS.clear()
+        _KEPT_ITEMS[key] = kept
+    return kept[1], kept[2]
+
+
+def _refresh_all(step: _Step, feed: Feed, chunk_users: int) -> NearlineRun:
+    n_missing, done = 0, set[str]()
+    told = progress_of("refresh")
     starts = range(0, max(len(feed.user_ids), 1), chunk_users)
-    run: NearlineRun | None = None
     for start in starts:
-        user_ids = feed.user_ids[start : start + chunk_users]
-        profiles, missing = _serve_users(step, items, user_ids, run_id)
-        n_missing += missing
-        if start == starts[-1]:
-            run = _run_record(step, feed, n_missing)
-        step.warehouse.commit(_writer(step, profiles, run_id, run))
+        user_ids = [u for u in feed.user_ids[start : start + chunk_users] if u not in done]
+        chunk = _serve_users(step, feed, user_ids)
+        done.update(chunk.profiles.user_ids)
+        n_missing += chunk.n_missing_texts
+        run = _run_record(step, feed, len(done), n_missing) if start == starts[-1] else None
+        step.warehouse.commit(_writer(step, chunk, run))
         step.watch.lap("commit")
+        told(len(done), len(feed.user_ids))
     assert run is not None
     logger.info(
         "refresh version=%s snapshots=%d-%d events=%d users=%d missing_texts=%d seconds=%.2f",
         run.version, run.from_snapshot, run.to_snapshot, run.n_events, run.n_users, n_missing, step.watch.elapsed,
     )  # fmt: skip
-    return run
+    return replace(run, stage_seconds=dict(step.watch.seconds))
 
 
-def _serve_users(step: _Step, items: ItemSpace, user_ids: Sequence[str], run_id: str) -> tuple[Profiles, int]:
-    """Compute, check and upsert; returns the profiles and the number of texts that have no embedding yet."""
+def _serve_users(step: _Step, feed: Feed, user_ids: Sequence[str]) -> _Chunk:
+    """Compute, check and upsert. Raises GateError."""
     from tasks.quality import record_checks
 
     version = step.model.version
-    histories, n_missing = load_histories(step.warehouse, step.model, items, step.to_snapshot, user_ids)
+    histories, n_missing = _load_histories(step, feed, user_ids)
     step.watch.lap("histories")
-    profiles = compute_profiles(histories, items, step.model.recipe)
+    profiles = compute_profiles(histories, step.items, step.model.recipe)
     step.watch.lap("profiles")
     checks = check_profiles(profiles, step.model.text_width, step.model.n_factors)
-    record_checks(step.resources, "nearline", checks, run_id=run_id, now=step.now, version=version)
+    if not all(check.passed for check in checks):
+        record_checks(step.resources, GATE, checks, run_id=step.run_id, now=step.now, version=version)
     step.watch.lap("gate")
-    step.index.upsert_users(version, *user_points(profiles, step.model, step.to_snapshot))
+    if profiles.user_ids:
+        step.index.upsert_users(version, *user_points(profiles, step.model, step.to_snapshot))
     step.watch.lap("upsert")
-    return profiles, n_missing
+    return _Chunk(profiles, n_missing, checks)
 
 
-def _run_record(step: _Step, feed: Feed, n_missing_texts: int) -> NearlineRun:
+def _load_histories(step: _Step, feed: Feed, user_ids: Sequence[str]) -> tuple[Histories, int]:
+    """Histories at the snapshot of the step, with the number of texts that have no embedding yet."""
+    model, recipe = step.model, step.model.recipe
+    with step.warehouse.at(step.to_snapshot) as past:
+        raw, known = load_rows(past, feed, user_ids)
+        step.watch.lap("rows")
+        rows = build_history_rows(past, raw, recipe.event_types, recipe.interaction_half_life_days, known)
+        step.watch.lap("models")
+    embeddings = load_text_embeddings(step.warehouse, rows.texts["content_hash"], model.encoder_id, model.text_width)
+    return encode_histories(rows, model, step.items, known, embeddings)
+
+
+def _run_record(step: _Step, feed: Feed, n_users: int, n_missing_texts: int) -> NearlineRun:
     finished_at = step.now + timedelta(seconds=step.watch.elapsed)
-    lags = np.maximum(finished_at.timestamp() - feed.arrived_at, 0)
-    p50, p95 = np.percentile(lags, [50, 95]).tolist() if len(lags) else (None, None)
+    lags = [max(finished_at.timestamp() - at, 0.0) for at in feed.arrived_at] if feed.arrived_at else [None] * 3
     return NearlineRun(
         version=step.model.version,
         from_snapshot=feed.from_snapshot,
         to_snapshot=feed.to_snapshot,
-        n_events=len(feed.arrived_at),
-        n_users=len(feed.user_ids),
+        n_events=feed.n_events,
+        n_users=n_users,
         n_missing_texts=n_missing_texts,
         started_at=step.now,
         finished_at=finished_at,
-        lag_p50_seconds=p50,
-        lag_p95_seconds=p95,
+        lag_p50_seconds=lags[0],
+        lag_p95_seconds=lags[1],
+        lag_p99_seconds=lags[2],
         stage_seconds=dict(step.watch.seconds),
         note=feed.note,
     )
 
 
-def _writer(step: _Step, profiles: Profiles, run_id: str, run: NearlineRun | None) -> Callable[[Transaction], None]:
-    """One commit: profiles, fenced as the index is, and with the last chunk the run and the watermark.
+def _writer(step: _Step, chunk: _Chunk, run: NearlineRun | None) -> Callable[[Transaction], None]:
+    """One commit: profiles, fenced as the index is, and with the last chunk the gate, the run and the watermark.
 
-    Another refresh may have gone further in the meantime (the catch-up of a publication, say): newer profiles stay,
+    Another refresh may have gone further in the meantime (one that another machine runs, say): newer profiles stay,
     and the watermark never moves back.
     """
-    version, snapshot = step.model.version, step.to_snapshot
+    from tasks.quality import result_rows
+
+    version, snapshot, profiles = step.model.version, step.to_snapshot, chunk.profiles
     rows = profile_rows(profiles, version, snapshot, step.now)
+    checks = result_rows(GATE, chunk.checks, step.run_id, step.now, version)
 
     def write(transaction: Transaction) -> None:
         fence = {"version": version, "snapshot": snapshot, "user_ids": list(profiles.user_ids)}
@@ -280,10 +320,11 @@ def _writer(step: _Step, profiles: Profiles, run_id: str, run: NearlineRun | Non
         user_ids = kept["user_id"].to_pylist()
         transaction.replace("user_profiles", kept, {"version": version, "user_id": user_ids})
         if run is not None:
-            transaction.append("nearline_runs", _run_rows(run, run_id))
+            transaction.append("gate_results", checks)
+            transaction.append("nearline_runs", _run_rows(run, step.run_id))
             known = transaction.read(query_sql("watermark"), {"version": version})["snapshot"].to_pylist()
-            row = {"version": [version], "snapshot": [max([snapshot, *known])], "updated_at": [run.finished_at]}
-            transaction.replace("watermarks", pa.table(row), {"version": version})
+            row = {"version": version, "snapshot": max([snapshot, *known]), "updated_at": run.finished_at}
+            transaction.execute(query_sql("move_watermark"), row)
 
     return write
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -111,7 +112,8 @@ class Profiles:
     """Profiles of some users, row by row as in ``Histories``.
 
     ``text`` (n, text_width) unit rows or zero; ``factors`` (n, n_factors); ``n_history`` positive interactions;
-    ``alpha``, ``beta`` and ``drift`` (n,) float32.
+    ``alpha``, ``beta`` and ``drift`` (n,) float32. ``seen`` are the items that each user has met, by id, whatever they
+    thought of them; empty as a whole where that was not asked for.
     """
 
     user_ids: tuple[str, ...]
@@ -121,6 +123,7 @@ class Profiles:
     alpha: Floats
     beta: Floats
     drift: Floats
+    seen: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,7 @@ def compute_profiles(histories: Histories, items: ItemSpace, recipe: Recipe, *, 
     """
     recent, drift = weigh_recency(histories, items, recipe)
     coefficients = text_coefficients(recent, items)
-    text = coefficients.items @ items.text + coefficients.texts @ histories.texts
+    text = _product(coefficients.items, items.text) + _product(coefficients.texts, histories.texts)
     terms = text_terms(recent, items)
     fixed = items.fixed(recipe.factor_parameters)
     known = {"features": histories.features, "feature_map": items.user_map}
@@ -186,6 +189,7 @@ def compute_profiles(histories: Histories, items: ItemSpace, recipe: Recipe, *, 
         alpha=alpha,
         beta=beta,
         drift=drift,
+        seen=_seen(histories.interactions, items),
     )
 
 
@@ -281,6 +285,13 @@ def _mean(likes: sparse.csr_matrix, texts: sparse.csr_matrix, histories: Histori
     return np.asarray(mean, np.float64)
 
 
+def _product(weights: sparse.csr_matrix, rows: Floats) -> Doubles:
+    """``weights @ rows`` in double precision. Only rows that have a weight are converted: a request has few of many."""
+    used, columns = np.unique(weights.indices, return_inverse=True)
+    compact = sparse.csr_matrix((weights.data, columns, weights.indptr), shape=(weights.shape[0], len(used)))
+    return np.asarray(compact @ rows[used].astype(np.float64), np.float64)
+
+
 def _weights(lengths: npt.NDArray[np.int64], histories: Histories, fusion: Fusion) -> tuple[Floats, Floats]:
     buckets = [*fusion.buckets, fusion.text_request, fusion.attribute_request or fusion.buckets[0]]
     starts = np.array([bucket.min_history for bucket in fusion.buckets])
@@ -289,6 +300,11 @@ def _weights(lengths: npt.NDArray[np.int64], histories: Histories, fusion: Fusio
     chosen[(lengths == 0) & histories.has_text] = len(buckets) - 2
     alpha, beta = (np.array([getattr(b, name) for b in buckets], np.float32)[chosen] for name in ("alpha", "beta"))
     return alpha, beta
+
+
+def _seen(interactions: sparse.csr_matrix, items: ItemSpace) -> tuple[tuple[str, ...], ...]:
+    ids = list(map(items.item_ids.__getitem__, interactions.indices.tolist()))
+    return tuple(tuple(ids[start:end]) for start, end in pairwise(interactions.indptr.tolist()))
 
 
 def _rows(matrix: sparse.csr_matrix) -> npt.NDArray[np.int64]:
