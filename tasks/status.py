@@ -15,12 +15,14 @@ from warehouse.catalog import query_sql
 
 @dataclass(frozen=True)
 class Refresh:
-    """The last refresh that found something."""
+    """The last refresh that found something; its lag is null in rows from before it was known."""
 
     finished_at: datetime
     n_events: int
     n_users: int
+    lag_p50_seconds: float | None
     lag_p95_seconds: float | None
+    lag_p99_seconds: float | None
 
 
 @dataclass(frozen=True)
