@@ -67,6 +67,7 @@ def open_online(settings: Settings) -> "AbstractContextManager[Online]":
         follow_seconds=service.follow_seconds,
         history_megabytes=service.history_megabytes,
         request_timeout_seconds=service.request_timeout_seconds,
+        stalled_after_seconds=settings.nearline.stalled_after_seconds,
     )
     return OnlineService(build_resources(settings), options, utc_now)
 

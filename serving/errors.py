@@ -15,6 +15,7 @@ from tasks.domain.errors import (
     ModelMissingError,
     NotFoundError,
     OverloadedError,
+    SettingsError,
     TransientError,
     WarehouseBusyError,
 )
@@ -63,7 +64,7 @@ def as_http_error(error: Exception, request_id: str) -> HttpError:
             return _unavailable("warehouse_busy", "The warehouse stayed locked by another process for too long.")
         case IndexUnavailableError():
             return _unavailable("index_unavailable", "The vector index did not answer.")
-        case ModelMissingError():
+        case ModelMissingError() | SettingsError():
             return _unavailable("model_missing", "The language model that reads texts cannot be loaded here.", 60)
         case TransientError():
             return _unavailable("unavailable", "A part of the platform did not answer.")

@@ -1,5 +1,6 @@
 """A scripted online side with real records, and the application over it, called in this process."""
 
+import socket
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,8 @@ from tasks.domain.online import (
     RemovedRows,
 )
 from tasks.domain.records import Because, Recommendation, Slate
+from tasks.online.service import OnlineOptions, OnlineService
+from tests.conftest import copied_world
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -176,3 +179,33 @@ def _wait_until(condition):
 def open_asgi(app, **options):
     """An asynchronous client of the application in this process."""
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", **options)
+
+
+@pytest.fixture(scope="session")
+def small_online(trained_home, tmp_path_factory):
+    """The real online side over a copy of the small world, and its home."""
+    world = copied_world(trained_home[1], tmp_path_factory.mktemp("online") / "var")
+    options = OnlineOptions(follow_seconds=0.05, commit_seconds=0.0, wait_seconds=5.0)
+    with OnlineService(world.resources, options, lambda: datetime.now(UTC)) as service:
+        _wait_until(lambda: service.health().version)
+        yield service, world.resources.home
+
+
+@pytest.fixture(scope="session")
+def live(small_online):
+    """Address and key of a real service on loopback, over the small world."""
+    import uvicorn
+
+    service, home = small_online
+    keys = KeyStore(home)
+    _, key = keys.create("live", ["read", "write", "admin"], now=datetime(2026, 1, 1, tzinfo=UTC))
+    app = create_app(service, settings=ServiceSettings(), keys=keys)
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    _wait_until(lambda: server.started)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}", key
+    server.should_exit = True
+    thread.join(10)
