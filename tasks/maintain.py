@@ -117,26 +117,23 @@ def _advance_watermarks(resources: Resources, older_than: datetime, now: datetim
         stale = warehouse.read(query_sql("stale_watermarks"), {"before": older_than}).to_pylist()
         moved = []
         for row in stale:
-            version, snapshot = row["version"], row["snapshot"]
+            version = row["version"]
             is_refreshed = version in present and refresh(resources, now=now, version=version) is not None
-            if is_refreshed or _move_watermark(warehouse, version, snapshot, now):
+            if is_refreshed or _move_watermark(warehouse, version, now):
                 moved.append(version)
     note = f"brought {', '.join(moved)} up to date" if moved else "no watermark holds old snapshots back"
     return _receipt("advance_watermarks", len(stale), len(moved), "watermarks", began, not moved, note)
 
 
-def _move_watermark(warehouse: Warehouse, version: str, snapshot: int, now: datetime) -> bool:
+def _move_watermark(warehouse: Warehouse, version: str, now: datetime) -> bool:
     """Move it to the newest snapshot if nothing has come since that a profile depends on."""
+    from tasks.change_feed import read_feed
+
     latest = warehouse.latest_snapshot()
-    if any(warehouse.insertions(table, snapshot, latest).num_rows > 0 for table in ("raw_events", "raw_users")):
+    if read_feed(warehouse, version) is not None:
         return False
-
-    def work(transaction: Transaction) -> None:
-        known = transaction.read(query_sql("watermark"), {"version": version})["snapshot"].to_pylist()
-        row = {"version": [version], "snapshot": [max([latest, *known])], "updated_at": [now]}
-        transaction.replace("watermarks", pa.table(row), {"version": version})
-
-    warehouse.commit(work)
+    row = {"version": version, "snapshot": latest, "updated_at": now}
+    warehouse.commit(lambda transaction: transaction.execute(query_sql("move_watermark"), row))
     return True
 
 

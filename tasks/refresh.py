@@ -322,8 +322,7 @@ def _writer(step: _Step, chunk: _Chunk, run: NearlineRun | None) -> Callable[[Tr
         if run is not None:
             transaction.append("gate_results", checks)
             transaction.append("nearline_runs", _run_rows(run, step.run_id))
-            known = transaction.read(query_sql("watermark"), {"version": version})["snapshot"].to_pylist()
-            row = {"version": version, "snapshot": max([snapshot, *known]), "updated_at": run.finished_at}
+            row = {"version": version, "snapshot": snapshot, "updated_at": run.finished_at}
             transaction.execute(query_sql("move_watermark"), row)
 
     return write
