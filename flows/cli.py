@@ -338,6 +338,12 @@ def recommend(
     text: Annotated[str | None, typer.Option(help="What somebody is looking for, in their words.")] = None,
     like: Annotated[list[str] | None, typer.Option(help="Id of an item that somebody likes; may be repeated.")] = None,
     k: Length = 10,
+    category: Annotated[
+        list[str] | None, typer.Option(help="Only items of this category; may be repeated, for any of several.")
+    ] = None,
+    diversity: Annotated[
+        float, typer.Option(min=0, max=1, help="How much being unlike the items above counts against the score.")
+    ] = 0.0,
     method: Annotated[
         Literal["fused", "neighbours"],
         typer.Option(help="How a user's score is made: the learned vectors, or the neighbours of what they liked."),
@@ -353,20 +359,25 @@ def recommend(
     nearline recommend --text "a quiet film about the sea"
     nearline recommend --like 50 --like 172 -k 5
     """
-    from tasks.recommend import recommend_for_text, recommend_like, recommend_to_user
+    from tasks.domain.online import SlateRequest
+    from tasks.recommend import answer
 
     if sum(value is not None for value in (user, text, like or None)) != 1:
         raise InputError("A recommendation needs one of --user, --text and --like. See: nearline recommend --help")
     if user is None and method != "fused":
         raise InputError(f"--method {method} was asked for without --user. Only a user has a history: name one.")
     resources, _ = _resources()
-    if user is not None:
-        slate = recommend_to_user(resources, user, k=k, explain=explain, method=method)
-    elif text is not None:
-        slate = recommend_for_text(resources, text, k=k, explain=explain)
-    else:
-        slate = recommend_like(resources, like or [], k=k, explain=explain)
-    _show_slate(slate, as_json)
+    request = SlateRequest(
+        user_id=user,
+        text=text,
+        liked=tuple(like or ()),
+        k=k,
+        categories=tuple(category or ()),
+        diversity=diversity,
+        explain=explain,
+        method=method,
+    )
+    _show_slate(answer(resources, request), as_json)
 
 
 @app.command(rich_help_panel=ASK)

@@ -4,7 +4,7 @@ The answers themselves are made in ``tasks/online``, as for a service; here the 
 knows nothing of HTTP or of how a slate is printed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -48,16 +48,6 @@ def recommend_to_user(
 def recommend_for_text(resources: Resources, text: str, *, k: int = 10, explain: bool = False) -> Slate:
     """``k`` available items for somebody of whom only this text is known; see ``answer``."""
     return answer(resources, SlateRequest(text=text, k=k, explain=explain))
-
-
-def recommend_like(resources: Resources, item_ids: Sequence[str], *, k: int = 10, explain: bool = False) -> Slate:
-    """``k`` available items for somebody who likes these items, the last one newest; these are left out.
-
-    Raises InputError for no item; see ``answer``.
-    """
-    if not item_ids:
-        raise InputError("A slate for liked items was asked for without an item. Name at least one item id.")
-    return answer(resources, SlateRequest(liked=tuple(item_ids), k=k, explain=explain))
 
 
 def answer(resources: Resources, request: SlateRequest) -> Slate:

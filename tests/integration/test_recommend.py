@@ -3,9 +3,10 @@ import pytest
 
 from tasks.domain.errors import InputError, NotFoundError, SettingsError
 from tasks.domain.fusion import fuse_items, fuse_queries, split_scores
+from tasks.domain.online import SlateRequest
 from tasks.domain.profiles import compute_profiles
 from tasks.model_state import load_histories, load_item_space, load_profiles, load_version
-from tasks.recommend import recommend_for_text, recommend_like, recommend_to_user
+from tasks.recommend import answer, recommend_for_text, recommend_to_user
 
 
 def adds_up(slate):
@@ -138,7 +139,7 @@ def test_slate_for_a_text_needs_the_encoder_of_the_version(small_world, monkeypa
 
 
 def test_slate_for_liked_items(small_world):
-    slate = recommend_like(small_world.resources, ["i20", "i24", "i28", "i20"], explain=True)
+    slate = answer(small_world.resources, SlateRequest(liked=("i20", "i24", "i28", "i20"), explain=True))
     assert slate.source == "liked_items"
     assert slate.n_history == 3
     assert not {"i20", "i24", "i28", "i39"} & {item.item_id for item in slate.items}
@@ -148,7 +149,7 @@ def test_slate_for_liked_items(small_world):
 
 def test_unknown_liked_items_are_named(small_world):
     with pytest.raises(NotFoundError, match=r"'x/1', '没有'"):
-        recommend_like(small_world.resources, ["i20", "x/1", "没有"])
+        answer(small_world.resources, SlateRequest(liked=("i20", "x/1", "没有")))
 
 
 @pytest.mark.parametrize("k", [0, 501])
@@ -156,19 +157,40 @@ def test_slate_length_is_checked(small_world, k):
     for ask in (
         lambda: recommend_to_user(small_world.resources, "u01", k=k),
         lambda: recommend_for_text(small_world.resources, "space", k=k),
-        lambda: recommend_like(small_world.resources, ["i01"], k=k),
+        lambda: answer(small_world.resources, SlateRequest(liked=("i01",), k=k)),
     ):
         with pytest.raises(InputError, match="from 1 to 500"):
             ask()
 
 
-def test_empty_requests_are_refused(small_world):
+def test_an_empty_text_is_refused(small_world):
     with pytest.raises(InputError, match="text is empty"):
         recommend_for_text(small_world.resources, " \n")
-    with pytest.raises(InputError, match="at least one item"):
-        recommend_like(small_world.resources, [])
 
 
 def test_before_the_first_publication(empty_world):
     with pytest.raises(NotFoundError, match="nearline run daily_batch"):
         recommend_to_user(empty_world.resources, "u01")
+
+
+def test_a_request_with_filters_and_diversity(small_world):
+    request = SlateRequest(user_id="u01", k=10, diversity=0.7)
+    slate = answer(small_world.resources, request)
+    plain = recommend_to_user(small_world.resources, "u01")
+    assert slate.items[0] == plain.items[0]
+    assert slate.items != plain.items
+    none = answer(small_world.resources, SlateRequest(user_id="u01", categories=("no such",)))
+    assert (none.items, none.fallbacks) == ((), ("fewer_than_k",))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"text": "space"}, "for a user alone"),
+        ({"user_id": "u01", "liked": ("i01",)}, "for a user alone"),
+        ({"user_id": "u01", "diversity": 0.5}, "boosts or diversity"),
+    ],
+)
+def test_neighbours_are_for_a_user_alone(small_world, options, said):
+    with pytest.raises(InputError, match=said):
+        answer(small_world.resources, SlateRequest(method="neighbours", **options))
