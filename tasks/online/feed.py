@@ -16,7 +16,7 @@ from tasks.domain.records import UserPayload
 from tasks.domain.vectors import matrix_from_lists
 from tasks.model_state import ModelVersion
 from tasks.projection import shared_texts
-from warehouse.catalog import contracts, query_sql
+from warehouse.catalog import query_sql
 
 Floats = npt.NDArray[np.float32]
 MARK_SCHEMA = pa.schema(
@@ -72,21 +72,12 @@ def load_user_points(
 
 
 def load_marks(warehouse: Warehouse, model: ModelVersion, after_snapshot: int, to_snapshot: int) -> pa.Table:
-    """Everything committed in between that a profile of this version should hold, as rows of ``MARK_SCHEMA``.
-
-    Empty if the feed has expired there: then the next refresh takes everybody.
-    """
-    tables = ["raw_events", *(["raw_users"] if model.user_map is not None else [])]
-    tables += ["refresh_requests"] if "refresh_requests" in contracts() else []
-    try:
-        found = [marks_of(warehouse.insertions(table, after_snapshot, to_snapshot)) for table in tables]
-    except NotFoundError:
-        found = []
-    return pa.concat_tables([MARK_SCHEMA.empty_table(), *found])
+    """Everything committed in between that a profile of this version should hold, as rows of ``MARK_SCHEMA``."""
+    parameters = {"after": after_snapshot, "to": to_snapshot, "with_attributes": model.user_map is not None}
+    return warehouse.read(query_sql("waiting_rows"), parameters).cast(MARK_SCHEMA)
 
 
 def marks_of(rows: pa.Table) -> pa.Table:
-    """Rows of ``raw_events``, ``raw_users`` or ``refresh_requests`` as rows of ``MARK_SCHEMA``."""
-    arrived_at = rows["ingested_at" if "ingested_at" in rows.column_names else "requested_at"]
+    """Rows of ``raw_events`` or ``raw_users`` as rows of ``MARK_SCHEMA``."""
     event_id = rows["event_id"] if "event_id" in rows.column_names else pa.nulls(rows.num_rows, pa.string())
-    return pa.table([rows["user_id"], event_id, arrived_at], names=MARK_SCHEMA.names).cast(MARK_SCHEMA)
+    return pa.table([rows["user_id"], event_id, rows["ingested_at"]], names=MARK_SCHEMA.names).cast(MARK_SCHEMA)

@@ -85,12 +85,13 @@ class Follower:
         self.problem: Exception | None = None
         self.watch = ServingVersionWatch(resources, seconds)
         self.snapshot = -1
-        """The newest snapshot that was looked at."""
+        """The newest snapshot that was followed in everything."""
         self._resources = resources
         self._warehouse = warehouse
         self._folder = folder
         self._clock = clock
         self._seconds = seconds
+        self._fed = -1
         self._receiving: list[PendingUsers] = []
         self._own: dict[str, int] = {}
         self._retired: list[tuple[float, Live]] = []
@@ -150,7 +151,7 @@ class Follower:
         return self.live.version if self.live else load_last_published(self._warehouse)
 
     def _follow(self, live: Live, latest: int) -> None:
-        before = self.snapshot
+        before = self._fed
         try:
             self._take_others(latest)
         except NotFoundError:
@@ -168,6 +169,7 @@ class Follower:
         is_due = is_old and n_waiting < MAX_RECOUNTED and time.monotonic() - self._recounted > RECOUNT_SECONDS
         if progress.watermark != live.progress.watermark or is_due:
             self._take_profiles(live, progress, latest)
+        self.snapshot = latest
 
     def _take_others(self, latest: int) -> None:
         """Rows since the last look that this process has not committed itself. Raises NotFoundError if the feed has
@@ -176,8 +178,8 @@ class Follower:
         tables: list[RawTable] = ["raw_events"]
         if live is None or live.state.model.user_map is not None:
             tables.append("raw_users")
-        if self.snapshot >= 0:
-            found = [(table, self._warehouse.insertions(table, self.snapshot, latest)) for table in tables]
+        if self._fed >= 0:
+            found = [(table, self._warehouse.insertions(table, self._fed, latest)) for table in tables]
             with self._lock:
                 own = pa.array(list(self._own), pa.string())
             for table, rows in found:
@@ -187,7 +189,7 @@ class Follower:
                     live.pending.mark(marks_of(rows), latest)
         with self._lock:
             self._own = {batch_id: snapshot for batch_id, snapshot in self._own.items() if snapshot > latest}
-        self.snapshot = latest
+        self._fed = latest
 
     def _take_profiles(self, live: Live, progress: Progress, latest: int) -> None:
         """The watermark has moved: first the stored profiles, then who is not pending any more."""
@@ -217,7 +219,8 @@ class Follower:
         started = time.perf_counter()
         with ExitStack() as stack:
             index = stack.enter_context(self._resources.serving_index())
-            with self._warehouse.at(self._warehouse.latest_snapshot()) as past:
+            snapshot = self._warehouse.latest_snapshot()
+            with self._warehouse.at(snapshot) as past:
                 progress = load_progress(past, version)
                 state, catalog = load_state(past, version, index), load_catalog_ids(past)
                 if self._resources.serves_from_memory:
@@ -229,6 +232,7 @@ class Follower:
                 state, pending, catalog, progress, self._clock(), self._resources.serves_from_memory, stack.pop_all()
             )
         self._replace(live)
+        self.snapshot = snapshot  # what came since then is looked at the next time
         seconds = time.perf_counter() - started
         logger.info("serving: version=%s items=%d seconds=%.2f", version, len(state.payloads), seconds)
 
@@ -266,7 +270,7 @@ class Follower:
     def _forget_all(self) -> None:
         self._folder.histories.clear()
         self._folder.forget_texts()
-        self.snapshot = -1
+        self._fed = -1
 
     def _run(self) -> None:
         while not self._stop.wait(self._seconds):
@@ -280,12 +284,10 @@ class Follower:
             self.problem = error
         except Exception as error:
             if self.problem is None:
-                logger.warning("following failed: error=%s", type(error).__name__, exc_info=not _is_ours(error))
+                logger.warning(
+                    "following failed: error=%s", type(error).__name__, exc_info=not isinstance(error, NearlineError)
+                )
             self.problem = error
-
-
-def _is_ours(error: Exception) -> bool:
-    return isinstance(error, NearlineError)
 
 
 def _fill(warehouse: Warehouse, state: ServingState) -> None:

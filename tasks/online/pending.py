@@ -23,8 +23,9 @@ FOLD_USERS = 128
 """Users of one fold: about as many as are done while a request still waits."""
 LOAD_USERS = 1024
 """Users whose histories are read at once: a read of ten million rows takes as long for one of them."""
-LOOKUP_SHARE = 10
-"""Looking up whether events have moved between users may take one part in so many of the time."""
+LOOKUP_SHARE, MAX_LOOKUP_PAUSE = 10, 5.0
+"""Looking up whether events have moved between users may take one part in so many of the time, and is never put off for
+longer than this, in seconds."""
 RETRY_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
@@ -322,7 +323,8 @@ class PendingUsers:
                 self._unchecked |= event_ids
             raise
         finally:
-            self._next_lookup = time.monotonic() + LOOKUP_SHARE * (time.monotonic() - started)
+            pause = LOOKUP_SHARE * (time.monotonic() - started)
+            self._next_lookup = time.monotonic() + min(pause, MAX_LOOKUP_PAUSE)
         user_ids = sorted(set(pairs["user_id"].to_pylist()))
         if not user_ids:
             return
