@@ -273,3 +273,25 @@ def test_a_reader_during_switches_always_gets_a_whole_version(tmp_path, other):
         reader.join()
 
     assert set(seen) == {("v1", (3, 3)), ("v2", (6, 6))}
+
+
+def test_what_was_deleted_or_replaced_is_in_no_file_of_the_folder(tmp_path):
+    def bytes_there():
+        return b"".join(path.read_bytes() for path in sorted((tmp_path / "index").rglob("*")) if path.is_file())
+
+    with open_index(tmp_path / "index", QUICK) as index:
+        _fill(index)
+        for seen, as_of in (("first-film", 5), ("second-film", 6)):
+            users = [UserPayload("erased-person", 1, 0.5, 0.5, as_of, (seen,)), UserPayload("kept", 1, 0.5, 0.5, as_of)]
+            index.upsert_users("v1", np.full((2, 4), 123.456, np.float32), users)
+        assert b"erased-person" in bytes_there()
+        assert b"first-film" not in bytes_there()
+
+        assert index.delete_users(["erased-person"]) == 1
+
+        stored = index._local.collections["users__v1"]
+        assert "erased-person" not in repr(stored.payload)
+        assert b"erased-person" not in bytes_there()
+        assert b"second-film" not in bytes_there()
+    with open_index(tmp_path / "index", QUICK) as index:
+        assert set(index.users("v1", ["erased-person", "kept", "u1"])) == {"kept", "u1"}

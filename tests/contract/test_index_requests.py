@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from qdrant_client import QdrantClient
 
 from infra.qdrant_index import QdrantIndex, _check_server
+from infra.qdrant_points import item_payload, point_id, user_payload
 from tasks.domain.errors import IndexUnavailableError, NotFoundError, TerminalError
 from tasks.domain.records import IndexFilter, ItemPayload, UserPayload
 
@@ -68,6 +69,49 @@ def test_payload_fields_that_filters_use_are_indexed_on_a_server(index_over_http
         ("attributes", "keyword"),
         ("as_of_snapshot", "integer"),
     }
+
+
+def test_a_search_says_its_conditions(index_over_http, qdrant_over_http):
+    index_over_http.create_version("v1", 4)
+    restrict = IndexFilter(
+        categories=("drama",),
+        attributes=(("language=en", "language=fr"), ("year=1995",)),
+        exclude_items=frozenset({"b"}),
+        only_items=frozenset({"a", "b"}),
+    )
+    index_over_http.search("v1", np.ones(4, np.float32), 3, restrict, with_vectors=True)
+
+    (body,) = _bodies(qdrant_over_http, "POST", "/points/query")
+
+    assert body["filter"]["must"] == [
+        {"key": "available", "match": {"value": True}},
+        {"key": "categories", "match": {"any": ["drama"]}},
+        {"key": "attributes", "match": {"any": ["language=en", "language=fr"]}},
+        {"key": "attributes", "match": {"any": ["year=1995"]}},
+        {"has_id": [point_id("a"), point_id("b")]},
+    ]
+    assert body["filter"]["must_not"] == [{"has_id": [point_id("b")]}]
+    assert (body["limit"], body["with_vector"]) == (3, ["fused"])
+
+
+def test_users_are_deleted_by_id_from_every_version(index_over_http, qdrant_over_http):
+    for version in ("v1", "v2"):
+        index_over_http.create_version(version, 4)
+    index_over_http.upsert_users("v2", np.ones((1, 4), np.float32), [UserPayload("a", 1, 0.5, 0.5, 7)])
+
+    assert index_over_http.delete_users(["a", "b"]) == 1
+
+    deleted = [(path, body) for _, path, body in qdrant_over_http.requests if path.endswith("/points/delete")]
+    ids = {"points": [point_id("a"), point_id("b")]}
+    assert deleted == [(f"/collections/users__{version}/points/delete", ids) for version in ("v1", "v2")]
+
+
+def test_a_point_from_before_there_were_attributes_has_none():
+    old_item = {"item_id": "i", "title": "I", "categories": [], "available": True}
+    old_user = {"user_id": "u", "n_history": 1, "alpha": 0.5, "beta": 0.5, "as_of_snapshot": 3}
+
+    assert item_payload(old_item) == ItemPayload("i", "I")
+    assert user_payload(old_user) == UserPayload("u", 1, 0.5, 0.5, 3)
 
 
 def test_the_description_of_qdrant_refuses_a_field_it_does_not_know(qdrant_over_http):
