@@ -5,10 +5,10 @@ It knows nothing of how this is shown, nor of Prefect's runs.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from tasks.domain.errors import IndexUnavailableError, NotFoundError
+from tasks.domain.errors import IndexUnavailableError
 from tasks.domain.ports import Resources, Warehouse
 from warehouse.catalog import query_sql
 
@@ -23,6 +23,28 @@ class Refresh:
     lag_p50_seconds: float | None
     lag_p95_seconds: float | None
     lag_p99_seconds: float | None
+
+
+@dataclass(frozen=True)
+class RecentRefreshes:
+    """The refreshes of the last hour that found events. The lags are the worst of any of them, so those of all their
+    events taken together are no longer."""
+
+    n_refreshes: int
+    n_events: int
+    n_users: int
+    lag_p50_seconds: float | None
+    lag_p95_seconds: float | None
+    lag_p99_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Events that came after the watermark of a version; ``oldest_at`` is when the first of them arrived."""
+
+    watermark: int
+    n_events: int
+    oldest_at: datetime | None
 
 
 @dataclass(frozen=True)
@@ -42,9 +64,9 @@ class FailedCheck:
 class PlatformStatus:
     """One look at the platform.
 
-    ``n_waiting_events`` are events that came after the watermark of the serving version and are in no profile yet;
-    None if nothing serves, or if the feed has expired. ``index`` says whether the vector index answers and what it
-    holds; ``next_step`` says what a person should do now.
+    ``n_waiting_events`` are events that came after the watermark of the serving version and are in no profile yet, and
+    ``oldest_waiting_seconds`` is the age of the first of them; None if nothing serves, or nothing waits. ``index`` says
+    whether the vector index answers and what it holds; ``next_step`` says what a person should do now.
     """
 
     serving_version: str | None
@@ -53,7 +75,9 @@ class PlatformStatus:
     rows: Mapping[str, int]
     watermark: int | None
     n_waiting_events: int | None
+    oldest_waiting_seconds: float | None
     last_refresh: Refresh | None
+    last_hour: RecentRefreshes
     failed_checks: tuple[FailedCheck, ...]
     index: str
     next_step: str
@@ -65,9 +89,9 @@ def load_status(resources: Resources, *, now: datetime) -> PlatformStatus:
     with resources.warehouse(read_only=True) as warehouse:
         rows = warehouse.read(query_sql("table_sizes")).to_pylist()
         published = warehouse.read(query_sql("last_publication")).to_pylist()
-        watermark, n_waiting = _waiting(warehouse, serving)
+        waiting = load_waiting(warehouse, serving)
         sizes = {row["table_name"]: int(row["n_rows"]) for row in rows}
-        refresh = _last_refresh(warehouse)
+        refresh, last_hour = _last_refresh(warehouse), _last_hour(warehouse, now)
         failed = _failed_checks(warehouse)
     published_at = published[0]["published_at"] if published else None
     return PlatformStatus(
@@ -75,12 +99,14 @@ def load_status(resources: Resources, *, now: datetime) -> PlatformStatus:
         published_at=published_at,
         age_seconds=(now - published_at).total_seconds() if published_at else None,
         rows=sizes,
-        watermark=watermark,
-        n_waiting_events=n_waiting,
+        watermark=waiting.watermark if waiting else None,
+        n_waiting_events=waiting.n_events if waiting else None,
+        oldest_waiting_seconds=(now - waiting.oldest_at).total_seconds() if waiting and waiting.oldest_at else None,
         last_refresh=refresh,
+        last_hour=last_hour,
         failed_checks=failed,
         index=index,
-        next_step=_next_step(serving, published_at, sizes, n_waiting, failed),
+        next_step=_next_step(serving, published_at, sizes, waiting.n_events if waiting else None, failed),
     )
 
 
@@ -88,6 +114,15 @@ def load_serving_version(resources: Resources) -> str | None:
     """The version that readers see, or None before the first publication. Raises IndexUnavailableError."""
     with resources.index() as index:
         return index.serving_version()
+
+
+def load_waiting(warehouse: Warehouse, version: str | None) -> Waiting | None:
+    """What waits for the next refresh of ``version``; None if it has no watermark."""
+    marks = warehouse.read(query_sql("watermark"), {"version": version})["snapshot"].to_pylist()
+    if not marks:
+        return None
+    row = warehouse.read(query_sql("waiting_events"), {"after": marks[0]}).to_pylist()[0]
+    return Waiting(marks[0], row["n_events"], row["oldest_at"])
 
 
 def _look_at_index(resources: Resources) -> tuple[str | None, str]:
@@ -102,15 +137,9 @@ def _look_at_index(resources: Resources) -> tuple[str | None, str]:
         return None, f"does not answer: {error}"
 
 
-def _waiting(warehouse: Warehouse, serving: str | None) -> tuple[int | None, int | None]:
-    """The watermark, and how many events came after it."""
-    marks = warehouse.read(query_sql("watermark"), {"version": serving})["snapshot"].to_pylist()
-    if not marks:
-        return None, None
-    try:
-        return marks[0], warehouse.insertions("raw_events", marks[0], warehouse.latest_snapshot()).num_rows
-    except NotFoundError:
-        return marks[0], None
+def _last_hour(warehouse: Warehouse, now: datetime) -> RecentRefreshes:
+    rows = warehouse.read(query_sql("refreshes_since"), {"since": now - timedelta(hours=1)}).to_pylist()
+    return RecentRefreshes(**rows[0])
 
 
 def _last_refresh(warehouse: Warehouse) -> Refresh | None:
@@ -142,5 +171,5 @@ def _next_step(
     if serving is None:
         return "Nothing is published yet: nearline run daily_batch"
     if n_waiting:
-        return "There are events that no profile holds yet: nearline run nearline (nearline up does so every minute)."
+        return "There are events that no profile holds yet: nearline run nearline (nearline up does so every 15 s)."
     return "Nothing to do. nearline recommend --user ID --explain shows what a user gets and why."
