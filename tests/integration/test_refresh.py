@@ -1,5 +1,9 @@
 """The nearline loop on a real warehouse and a real index."""
 
+import subprocess
+import sys
+import threading
+import time
 from contextlib import nullcontext
 from datetime import timedelta
 
@@ -10,6 +14,9 @@ import pytest
 import tasks.refresh
 from tasks.domain.errors import GateError, NotFoundError, WarehouseBusyError
 from tasks.domain.records import UserPayload
+from tasks.erase import erase_user
+from tasks.progress import watch_stages
+from tasks.projection import load_projection
 from tasks.recommend import recommend_to_user
 from tasks.refresh import read_watermark, refresh, refresh_users
 
@@ -101,6 +108,45 @@ def test_a_user_seen_for_the_first_time_gets_in(small_world):
     assert recommend_to_user(small_world.resources, "new/用户").source == "profile"
 
 
+def test_what_a_user_has_met_is_stored_whatever_they_thought_of_it(small_world):
+    with small_world.resources.warehouse(read_only=True) as warehouse:
+        met = warehouse.read("select distinct item_id from raw_events where user_id = 'u00' and item_id is not null")
+    small_world.add_events(
+        small_world.event("u00", "i25"),
+        small_world.event("u00", "i26", "dislike"),
+        small_world.event("u00", "i27", "rating", value=3.0),
+        small_world.event("u00", "i28", "impression"),
+        small_world.event("u00", "unknown"),
+    )
+    refresh(small_world.resources, now=small_world.tick())
+    row, (payload, _) = stored(small_world, "u00")
+    assert row["seen_items"] == sorted({*met["item_id"].to_pylist(), "i25", "i26", "i27"})
+    assert payload.seen == tuple(row["seen_items"])
+    with small_world.resources.warehouse() as warehouse:
+        warehouse.commit(lambda transaction: transaction.execute("update user_profiles set seen_items = null"))
+        assert not any(user.seen for user in load_projection(warehouse, "v1").user_payloads)
+
+
+def test_an_erased_user_does_not_come_back(small_world, monkeypatch):
+    """Somebody else's refresh is under way, which has them in its feed."""
+    like_new_things(small_world)
+    read, erased = tasks.refresh.read_feed, []
+
+    def overtaken(warehouse, version, **options):
+        feed = read(warehouse, version, **options)
+        if not erased:
+            erased.append(erase_user(small_world.resources, "u02", now=small_world.tick()))
+        return feed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tasks.refresh, "read_feed", overtaken)
+        with pytest.raises(NotFoundError):
+            refresh(small_world.resources, now=small_world.tick())
+    small_world.add_events(small_world.event("u04", "i25"))
+    assert refresh(small_world.resources, now=small_world.tick()).n_users == 1
+    assert stored(small_world, "u02") == (None, None)
+
+
 def test_an_event_that_moves_to_another_user_refreshes_both(small_world):
     small_world.add_events(small_world.event("u02", "i25", event_id="moves"))
     refresh(small_world.resources, now=small_world.tick())
@@ -144,7 +190,17 @@ def test_lag_is_from_arrival_to_serving(small_world):
     (row,) = runs(small_world)
     assert row["lag_p50_seconds"] == run.lag_p50_seconds
     assert (row["from_snapshot"], row["to_snapshot"]) == (run.from_snapshot, run.to_snapshot)
-    assert {"feed", "histories", "profiles", "gate", "upsert"} <= set(run.stage_seconds)
+    assert row["lag_p99_seconds"] == run.lag_p99_seconds == pytest.approx(run.lag_p50_seconds, abs=0.001)
+    assert {"feed", "items", "rows", "models", "profiles", "gate", "upsert", "commit"} <= set(run.stage_seconds)
+
+
+def test_percentiles_of_the_lag_are_over_events(small_world):
+    for _ in range(5):
+        small_world.add_events(small_world.event("u02", "i25"))
+    run = refresh(small_world.resources, now=small_world.clock)
+    seconds = (run.finished_at - run.started_at).total_seconds()
+    lags = [run.lag_p50_seconds, run.lag_p95_seconds, run.lag_p99_seconds]
+    assert lags == pytest.approx([2 + seconds, 3.8 + seconds, 3.96 + seconds], abs=0.001)
 
 
 def test_a_text_without_an_embedding_is_counted_and_caught_up_with(small_world):
@@ -159,14 +215,60 @@ def test_a_text_without_an_embedding_is_counted_and_caught_up_with(small_world):
     assert change[6] > 0.05  # the direction of "paris"
 
 
-def test_a_backlog_is_done_in_chunks(small_world):
+def test_a_backlog_is_done_in_chunks_and_tells_how_far_it_is(small_world):
     users = [f"u{n:02}" for n in range(7)]
     small_world.add_events(*(small_world.event(user_id, "i25") for user_id in users))
-    run = refresh(small_world.resources, now=small_world.tick(), chunk_users=3)
+    told = []
+    with watch_stages(lambda event: told.append((event.stage, event.done, event.total))):
+        run = refresh(small_world.resources, now=small_world.tick(), chunk_users=3)
+    assert told == [("refresh", 3, 7), ("refresh", 6, 7), ("refresh", 7, 7)]
     assert run.n_users == 7
     assert len(runs(small_world)) == 1
     assert all(stored(small_world, user_id)[1][0].as_of_snapshot == run.to_snapshot for user_id in users)
     assert all(stored(small_world, user_id)[0]["as_of_snapshot"] == run.to_snapshot for user_id in users)
+
+
+def killed_after_commits(world, monkeypatch, n_commits, **options):
+    """A refresh whose process ends before one commit more."""
+    writer, written = tasks.refresh._writer, []
+
+    def killed(*arguments):
+        if len(written) == n_commits:
+            raise WarehouseBusyError("the process ends here")
+        written.append(None)
+        return writer(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tasks.refresh, "_writer", killed)
+        with pytest.raises(WarehouseBusyError):
+            refresh(world.resources, now=world.tick(), **options)
+
+
+def test_what_a_killed_catch_up_has_committed_is_not_done_again(small_world, monkeypatch):
+    users = [f"u{n:02}" for n in range(7)]
+    small_world.add_events(*(small_world.event(user_id, "i25") for user_id in users))
+    before = watermark(small_world)
+    killed_after_commits(small_world, monkeypatch, 1, chunk_users=3)
+    assert watermark(small_world) == before
+    small_world.add_events(small_world.event("u01", "i28"))
+    run = refresh(small_world.resources, now=small_world.tick(), chunk_users=3)
+    assert (run.n_users, run.n_events, run.from_snapshot) == (5, 8, before)  # u00 and u02 were done, u01 has more
+    as_of = {user_id: stored(small_world, user_id)[0]["as_of_snapshot"] for user_id in users}
+    assert as_of["u00"] == as_of["u02"] < as_of["u01"] == as_of["u06"] == watermark(small_world)
+    assert refresh(small_world.resources, now=small_world.tick()) is None
+
+
+def test_a_kill_loses_nobody_whom_an_event_has_left(small_world, monkeypatch):
+    """Whoever an event moved away from is refreshed with whom it moved to, not later."""
+    small_world.add_events(*(small_world.event("u20", f"i{n}", event_id=f"e{n}") for n in (25, 26)))
+    refresh(small_world.resources, now=small_world.tick())
+    had = stored(small_world, "u20")[0]["n_history"]
+    small_world.add_events(small_world.event("u02", "i25", event_id="e25"))
+    small_world.add_events(*(small_world.event(f"u{n:02}", "i28") for n in (3, 4, 5)))
+    killed_after_commits(small_world, monkeypatch, 1, chunk_users=1)
+    run = refresh(small_world.resources, now=small_world.tick(), chunk_users=1)
+    assert run.n_users == 3
+    assert stored(small_world, "u20")[0]["n_history"] == had - 1
 
 
 def test_a_kill_between_upsert_and_commit_repeats_harmlessly(small_world, monkeypatch):
@@ -227,6 +329,40 @@ def test_a_newer_profile_is_never_replaced_and_the_watermark_never_moves_back(sm
     assert row["n_history"] == payload.n_history
 
 
+def test_two_refreshes_of_a_version_never_run_at_once(small_world, monkeypatch):
+    like_new_things(small_world)
+    compute, running, most = tasks.refresh.compute_profiles, [], []
+
+    def slow(*arguments, **options):
+        running.append(None)
+        most.append(len(running))
+        time.sleep(0.2)
+        running.pop()
+        return compute(*arguments, **options)
+
+    monkeypatch.setattr(tasks.refresh, "compute_profiles", slow)
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(refresh(small_world.resources, now=small_world.clock)))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+    assert sorted(run.n_users for run in found if run) == [1] and None in found
+
+
+def test_a_refresh_that_does_not_end_is_said(small_world, monkeypatch):
+    monkeypatch.setattr(tasks.refresh, "LOCK_SECONDS", 0.2)
+    with (
+        tasks.refresh.refreshing(small_world.resources, "v1"),
+        pytest.raises(WarehouseBusyError, match=r"another refresh of it has run for 0\.2 s"),
+    ):
+        refresh(small_world.resources, now=small_world.tick())
+
+
 def test_versions_have_watermarks_of_their_own(small_world):
     small_world.train("v2")
     like_new_things(small_world)
@@ -281,3 +417,26 @@ def test_nothing_published_and_no_watermark_are_said(empty_world, small_world):
         )
     with pytest.raises(NotFoundError, match="no watermark"):
         refresh(small_world.resources, now=small_world.tick())
+
+
+IDLE = """
+import sys, time
+from datetime import datetime, timezone
+from infra.resources import build_resources
+from tasks.refresh import refresh
+seconds = []
+for _ in range(3):
+    began = time.perf_counter()
+    assert refresh(build_resources(), now=datetime.now(timezone.utc)) is None
+    seconds.append(time.perf_counter() - began)
+print([name for name in ("torch", "great_expectations", "numba", "transformers", "prefect") if name in sys.modules])
+print(min(seconds))
+"""
+
+
+def test_nothing_new_imports_nothing_heavy(small_world, monkeypatch):
+    monkeypatch.setenv("NEARLINE_HOME", str(small_world.resources.home))
+    ran = subprocess.run([sys.executable, "-c", IDLE], capture_output=True, text=True, check=True)
+    heavy, seconds = ran.stdout.splitlines()
+    assert heavy == "[]"
+    assert float(seconds) < 1.0
