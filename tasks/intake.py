@@ -19,7 +19,7 @@ from tasks.domain.errors import InputError, OverloadedError, TransientError, War
 from tasks.domain.json_rows import rows_as_columns
 from tasks.domain.online import CommittedRows, IntakeKind, IntakeReceipt
 from tasks.domain.ports import Resources, Warehouse
-from tasks.intake_rows import JudgedRows, RowIntake, Submission, receipts
+from tasks.intake_rows import JudgedRows, RowIntake, Submission, receipts, write_rows
 
 FULL_GROUP_ROWS = 1000
 """So many waiting rows are written at once, without waiting for more."""
@@ -97,9 +97,7 @@ class Intake:
         """Rows that were taken and not answered yet."""
         return self._n_waiting
 
-    def accept(
-        self, kind: IntakeKind, rows: Sequence[object], *, source: str, timeout_seconds: float
-    ) -> IntakeReceipt:
+    def accept(self, kind: IntakeKind, rows: Sequence[object], *, source: str, timeout_seconds: float) -> IntakeReceipt:
         """Take the rows of one request, JSON objects, and wait until they are durable.
 
         Rows are judged one by one, by the rules of an imported file: a bad one, of whatever type, is named in the
@@ -156,8 +154,9 @@ class Intake:
 
     def _seconds_for(self, n_rows: int) -> float:
         """How long so many rows take to be written, by the last commits."""
-        rows, seconds = (sum(parts) for parts in zip(*self._recent_commits, strict=True))
-        return min(max(n_rows * seconds / max(rows, 1), 0.1), 60.0)
+        written = sum(rows for rows, _ in self._recent_commits)
+        seconds = sum(seconds for _, seconds in self._recent_commits)
+        return min(max(n_rows * seconds / max(written, 1), 0.1), 60.0)
 
     def _work(self) -> None:
         self._recall()
@@ -214,7 +213,7 @@ class Intake:
         group = {f"{group_id}-{number}": submission for number, submission in numbered.items()}
         judged = self._rows.judge(group, now)
         if any(rows.good.num_rows or rows.refused.num_rows for rows in judged):
-            self._warehouse.commit(lambda transaction: [rows.write(transaction) for rows in judged])
+            self._warehouse.commit(lambda transaction: write_rows(transaction, judged))
             self._rows.remember(judged)
         snapshot = self._warehouse.latest_snapshot()
         self._tell(judged, snapshot)

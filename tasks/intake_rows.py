@@ -6,6 +6,7 @@ It knows nothing of threads and queues; ``tasks.intake`` decides which requests 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,10 +23,12 @@ WINDOW_ROWS = 200_000
 """Rows of each kind, the newest ones, among which a repeated row is known (about 200 bytes each)."""
 _TIME = pa.timestamp("us", "UTC")
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Submission:
-    """One request: its rows as they came and as text. ``receipt_id`` is set once it is in a group."""
+    """One request: its rows as they came and as text."""
 
     kind: IntakeKind
     rows: Sequence[object]
@@ -53,11 +56,6 @@ class JudgedRows:
     refused_keys: Sequence[RowKey]
     rejected: Mapping[int, Sequence[RejectedRow]]
     n_accepted: Mapping[int, int]
-
-    def write(self, transaction: Transaction) -> None:
-        """Append them, in the transaction of the group."""
-        transaction.append(f"raw_{self.kind}", self.good)
-        transaction.append("quarantine", self.refused)
 
     def committed(self, snapshot: int) -> CommittedRows:
         """The appended rows, once a snapshot holds them."""
@@ -109,7 +107,7 @@ class RowIntake:
         checked = check_rows(self._warehouse, kind, text, self._event_types, now=now)
         reasons = [fault or why for fault, why in zip(faults, checked["reason"].to_pylist(), strict=True)]
 
-        rows = checked.select(raw_columns(checked, kind)).filter(pa.array([reason is None for reason in reasons]))
+        rows = checked.select(raw_columns(checked, kind)).filter(pa.array([why is None for why in reasons], pa.bool_()))
         keys = _row_keys(kind, rows)
         is_new = [not repeats for repeats in self._recent[kind].find_repeats(keys)]
         good_places = [place for place, why in zip(places, reasons, strict=True) if why is None]
@@ -154,6 +152,13 @@ class RowIntake:
         return rows, _where(keys, is_new)
 
 
+def write_rows(transaction: Transaction, judged: Sequence[JudgedRows]) -> None:
+    """Append what was judged good, and what was refused, in the transaction of the group."""
+    for rows in judged:
+        transaction.append(f"raw_{rows.kind}", rows.good)
+        transaction.append("quarantine", rows.refused)
+
+
 def receipts(group: Mapping[str, Submission], judged: Sequence[JudgedRows], snapshot: int) -> Iterator[IntakeReceipt]:
     """What each submission is told, in their order, once ``snapshot`` holds their rows."""
     by_kind = {rows.kind: rows for rows in judged}
@@ -170,10 +175,7 @@ _KINDS: tuple[IntakeKind, ...] = ("items", "users", "events")
 
 def _joined(parts: Sequence[Mapping[str, Sequence[str | None]]], n_rows: int) -> pa.Table:
     """Columns of several submissions under each other, with the position of each row."""
-    columns = {
-        name: pa.array([value for part in parts for value in part[name]], pa.string())
-        for name in parts[0]
-    }  # fmt: skip
+    columns = {name: pa.array([text for part in parts for text in part[name]], pa.string()) for name in parts[0]}
     return pa.table({"source_row": pa.array(range(n_rows), pa.int64()), **columns})
 
 
@@ -207,5 +209,5 @@ def _stamped(
     return rows.select([column.name for column in contract(f"raw_{kind}").columns])
 
 
-def _where(values: Sequence, mask: Sequence[bool]) -> list:  # type: ignore[type-arg]
+def _where(values: Sequence[T], mask: Sequence[bool]) -> list[T]:
     return [value for value, is_wanted in zip(values, mask, strict=True) if is_wanted]
