@@ -7,7 +7,7 @@ import json
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow as pa
 from tasks.domain.errors import InputError, NotFoundError
 from tasks.domain.online import ErasureReceipt, RemovedRows
 from tasks.domain.ports import Resources, Transaction, VectorIndex, Warehouse
-from tasks.refresh import read_feed
+from tasks.refresh import read_feed, refreshing
 from warehouse.catalog import contracts, query_sql
 
 RAW_EVENTS, QUARANTINE, TEXTS = "raw_events", "quarantine", "text_embeddings"
@@ -40,7 +40,10 @@ def erase_user(resources: Resources, user_id: str, *, now: datetime) -> ErasureR
     erasure_id, pseudonym = uuid.uuid4().hex, resources.pseudonym(user_id)
     with resources.index() as index, resources.warehouse() as warehouse:
         versions = index.versions()
-        with warehouse.exclusive():
+        with ExitStack() as held:
+            for version in versions:
+                held.enter_context(refreshing(resources, version))  # or one under way would write them back
+            held.enter_context(warehouse.exclusive())
             waiting = [name for name in _uncovered_users(warehouse, versions) if name != user_id]
             removed = warehouse.commit(lambda transaction: _remove_rows(transaction, user_id))
             done = warehouse.purge(lambda transaction, snapshot: _name_waiting(transaction, waiting, snapshot, now))

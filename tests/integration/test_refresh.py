@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import tasks.erase
 import tasks.refresh
 from tasks.domain.errors import GateError, NotFoundError, WarehouseBusyError
 from tasks.domain.records import UserPayload
@@ -128,7 +129,12 @@ def test_what_a_user_has_met_is_stored_whatever_they_thought_of_it(small_world):
 
 
 def test_an_erased_user_does_not_come_back(small_world, monkeypatch):
-    """Somebody else's refresh is under way, which has them in its feed."""
+    """A refresh of this machine is waited for; one of another machine, which our lock does not reach, finds nobody."""
+    with tasks.refresh.refreshing(small_world.resources, "v1"), monkeypatch.context() as patched:
+        patched.setattr(tasks.refresh, "LOCK_SECONDS", 0.2)
+        with pytest.raises(WarehouseBusyError, match="another refresh"):
+            erase_user(small_world.resources, "u02", now=small_world.tick())
+    monkeypatch.setattr(tasks.erase, "refreshing", lambda resources, version: nullcontext())
     like_new_things(small_world)
     read, erased = tasks.refresh.read_feed, []
 
