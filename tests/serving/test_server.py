@@ -40,7 +40,10 @@ def scripted(settings):
     yield SlowOnline()
     print("closed", file=sys.stderr)
 
-flows.serve.open_online = scripted
+if not sys.argv[1] == "real":
+    flows.serve.open_online = scripted
+else:
+    del sys.argv[1]
 sys.argv = ["nearline", *sys.argv[1:]]
 sys.exit(flows.cli.main())
 """
@@ -73,10 +76,10 @@ def start(tmp_path):
     """``start(*options)``: ``nearline serve`` on a home of the test's own, over a scripted online side."""
     started = []
 
-    def start(*options, wait=True):
+    def start(*options, wait=True, side=()):
         environment = {**os.environ, "NEARLINE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, "serve", *options],
+            [sys.executable, "-c", PROGRAM, *side, "serve", *options],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         started.append(process)
@@ -168,6 +171,35 @@ def test_over_a_socket_ids_errors_and_logs_are_what_they_are_in_process(start):
     _, _, said = running.end()
     assert "request method=GET route=/v1/users/{user_id}/recommendations status=200" in said
     assert "secret" not in said
+
+
+def test_answers_leave_at_once(start):
+    """Small packets that wait for the acknowledgement of the one before would make each answer take 40 ms."""
+    running = start("--port", "0", "--json")
+    with running.client() as client:
+        seconds = []
+        for _ in range(30):
+            began = time.perf_counter()
+            client.get("/v1/popular?k=1")
+            seconds.append(time.perf_counter() - began)
+    assert sorted(seconds)[len(seconds) // 2] < 0.03
+
+
+def test_before_anything_is_published_rows_are_taken_and_the_rest_says_so(start):
+    running = start("--port", "0", "--json", side=("real",))
+    with running.client() as client:
+        health = client.get("/v1/health")
+        assert (health.status_code, health.json()["state"]) == (503, "unavailable")
+        assert health.json()["problems"][0]["name"] == "nothing_published"
+        taken = client.post("/v1/items", json={"item_id": "i1", "title": "The Quiet Sea"})
+        assert (taken.status_code, taken.json()["accepted"]) == (200, 1)
+        asked = client.get("/v1/users/42/recommendations")
+        assert (asked.status_code, asked.json()["error"]["type"]) == (503, "nothing_published")
+        assert "nearline_followed_snapshot" in client.get("/metrics").text
+        assert client.delete("/v1/users/42").status_code == 200
+    seconds, code, said = running.end()
+    assert (code, seconds < 5) == (0, True)
+    assert "Traceback" not in said
 
 
 def test_only_loopback_is_quiet():
