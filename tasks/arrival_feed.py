@@ -1,6 +1,6 @@
-"""What came since items and texts were last brought to a model version: rows of the change feed, and what waits.
+"""What came since items and texts were last brought to a model version, and what waits.
 
-It knows nothing of language models, or of what becomes of an item.
+Commits are counted, never clocks. It knows nothing of language models, or of what becomes of an item.
 """
 
 from collections.abc import Sequence
@@ -8,17 +8,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from tasks.change_feed import read_watermark
 from tasks.domain.arrivals import ArrivedItem
-from tasks.domain.errors import NotFoundError
 from tasks.domain.ports import Warehouse
 from tasks.model_state import ModelVersion, event_type_rows
-from tasks.refresh import read_watermark
 from warehouse.catalog import model_sql, query_sql
-
-FAR_COMMITS = 100_000
-"""Commits without an item after which the watermark of the items moves all the same, so that the feed stays short."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +21,8 @@ class ArrivalFeed:
     """What came, and where it was read from.
 
     ``item_ids`` are items to be looked at, of which ``n_received`` came since the last call; the others waited, and
-    ``n_more`` still do beside them. ``texts`` are texts of users without an embedding: content_hash, text, used_by.
-    ``seen_items`` is the watermark of the items as it stood, ``began_at`` the snapshot that it stands for.
+    ``n_more`` still do beside them. ``spoken`` are the new rows of ``raw_events`` with a text. ``seen_items`` is the
+    watermark of the items as it stood, ``began_at`` the snapshot that it stands for.
     """
 
     seen_items: int | None
@@ -36,14 +31,12 @@ class ArrivalFeed:
     item_ids: tuple[str, ...]
     n_received: int
     n_more: int
-    texts: pa.Table
-    has_events: bool
-    note: str = ""
+    spoken: pa.Table
 
     @property
-    def is_far(self) -> bool:
-        """Whether the watermark of the items lies far behind."""
-        return self.to_snapshot - self.began_at > FAR_COMMITS
+    def is_empty(self) -> bool:
+        """Whether there is nothing to be looked at."""
+        return not self.item_ids and not self.spoken.num_rows
 
 
 class CatalogPart(NamedTuple):
@@ -55,35 +48,27 @@ class CatalogPart(NamedTuple):
     int_item_texts: pa.Table
 
 
-def read_arrivals(warehouse: Warehouse, model: ModelVersion, most_waiting: int) -> ArrivalFeed:
-    """Read the feed of ``raw_items`` and ``raw_events`` since the version's watermarks, and up to ``most_waiting``
-    items that waited.
+def read_arrivals(warehouse: Warehouse, version: str, most_waiting: int) -> ArrivalFeed:
+    """Read what the commits since the version's watermarks brought, and up to ``most_waiting`` items that waited.
 
-    Where the feed has expired, all items are named and the note says so; texts of users are left to the batch then.
     Raises NotFoundError if the version has no watermark.
     """
-    read_watermark(warehouse, model.version)
-    mark = warehouse.read(query_sql("arrival_watermarks"), {"version": model.version}).to_pylist()[0]
-    after, to, note = mark["items_snapshot"], warehouse.latest_snapshot(), ""
-    try:
-        received = set(warehouse.insertions("raw_items", after, to)["item_id"].to_pylist())
-    except NotFoundError:
-        received = set(warehouse.read(query_sql("received_item_ids"))["item_id"].to_pylist())
-        note = f"the change feed after snapshot {after} has expired: the whole catalog was compared"
-    asked = {"version": model.version, "most": most_waiting}
-    waiting = warehouse.read(query_sql("waiting_items"), asked)
+    marks = warehouse.read(query_sql("arrival_watermarks"), {"version": version}).to_pylist()
+    if not marks:
+        read_watermark(warehouse, version)  # raises, and says what to do
+    mark = marks[0]
+    to = warehouse.latest_snapshot()
+    received = warehouse.read(query_sql("fed_items"), {"after": mark["items_snapshot"], "to": to})
+    waiting = warehouse.read(query_sql("waiting_items"), {"version": version, "most": most_waiting})
     n_waiting = waiting["n_waiting"][0].as_py() if waiting.num_rows else 0
-    events = _events(warehouse, mark["texts_snapshot"], to)
     return ArrivalFeed(
         seen_items=mark["seen_items"],
-        began_at=after,
+        began_at=mark["items_snapshot"],
         to_snapshot=to,
-        item_ids=tuple(sorted(received.union(waiting["item_id"].to_pylist()))),
-        n_received=len(received),
+        item_ids=tuple(sorted({*received["item_id"].to_pylist(), *waiting["item_id"].to_pylist()})),
+        n_received=received.num_rows,
         n_more=n_waiting - waiting.num_rows,
-        texts=_unembedded(warehouse, model, events),
-        has_events=events.num_rows > 0,
-        note=note,
+        spoken=warehouse.read(query_sql("fed_user_texts"), {"after": mark["texts_snapshot"], "to": to}),
     )
 
 
@@ -98,16 +83,9 @@ def load_catalog_part(warehouse: Warehouse, version: str, item_ids: Sequence[str
     return CatalogPart(items, shadows["stg_items"], shadows["int_item_texts"])
 
 
-def _events(warehouse: Warehouse, after: int, to: int) -> pa.Table:
-    try:
-        return warehouse.insertions("raw_events", after, to)
-    except NotFoundError:
-        return warehouse.insertions("raw_events", to, to)
-
-
-def _unembedded(warehouse: Warehouse, model: ModelVersion, events: pa.Table) -> pa.Table:
-    """Texts of these rows, as the models of the batch make them, that have no embedding; each content once."""
-    spoken = events.filter(pc.is_valid(events["text"]))
+def load_unembedded(warehouse: Warehouse, model: ModelVersion, spoken: pa.Table) -> pa.Table:
+    """Texts of these rows of ``raw_events``, as the models of the batch make them, that have no embedding: columns
+    content_hash, text and used_by; each content once."""
     if spoken.num_rows == 0:
         return pa.table({name: pa.array([], pa.string()) for name in ("content_hash", "text", "used_by")})
     shadows = {"raw_events": spoken, "event_types": event_type_rows(model.recipe.event_types)}

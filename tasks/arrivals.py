@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tasks.arrival_feed import ArrivalFeed, CatalogPart, load_catalog_part, read_arrivals
+from tasks.arrival_feed import ArrivalFeed, CatalogPart, load_catalog_part, load_unembedded, read_arrivals
 from tasks.domain.arrivals import ArrivedItem, check_arrivals, choose_texts, text_hash
 from tasks.domain.features import encode_items
 from tasks.domain.fusion import fuse_items
@@ -54,27 +54,27 @@ def bring_items(
     """
     with resources.index() as index, resources.warehouse() as warehouse:
         version = version or serving_version(index)
-        call = _Call(resources, warehouse, index, load_version(warehouse, version), now)
-        feed = read_arrivals(warehouse, call.model, most_texts)
-        call.lap("feed")
-        if not feed.item_ids and not feed.texts.num_rows:
-            if feed.has_events or feed.is_far:
-                warehouse.commit(lambda transaction: _move(transaction, call, feed, feed.is_far, feed.has_events))
+        began = time.perf_counter()
+        feed = read_arrivals(warehouse, version, most_texts)
+        if feed.is_empty:
             return None
+        call = _Call(resources, warehouse, index, load_version(warehouse, version), now, began)
+        texts = load_unembedded(warehouse, call.model, feed.spoken)
         part = load_catalog_part(warehouse, version, feed.item_ids)
-        encoded = _encode(call, part.items, feed.texts, most_texts)
+        call.lap("feed")
+        encoded = _encode(call, part.items, texts, most_texts)
         call.lap("embed")
         added = _build_items(call, part.items, encoded.failed)
         n_changed = _write_index(call, part.items, added)
         call.lap("index")
         n_waiting = sum(item.wants_vector for item in part.items) - len(added.items) + feed.n_more
-        note = _note(feed, encoded, n_waiting)
-        if not (feed.n_received or added.items or n_changed or encoded.n_texts or encoded.failed):
-            logger.warning("bring_items version=%s nothing brought: %s", version, note)
+        run = _run_record(call, feed, added, _note(encoded, n_waiting))
+        n_out = len(added.items) + n_changed + encoded.n_texts
+        if not (feed.n_received or n_out or encoded.failed):
+            _leave(call, feed, run)
             return None
-        run = _run_record(call, feed, added, note)
         warehouse.commit(_writer(call, feed, part, added, run, encoded.is_complete))
-    return _receipt(call, feed, run, len(added.items) + n_changed + encoded.n_texts)
+    return _receipt(call, run, len(feed.item_ids) + texts.num_rows, n_out)
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class _Call:
     index: VectorIndex
     model: ModelVersion
     now: datetime
+    began: float
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    began: float = field(default_factory=time.perf_counter)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -191,6 +191,14 @@ def _write_index(call: _Call, items: Sequence[ArrivedItem], added: _Added) -> in
     return len(changed)
 
 
+def _leave(call: _Call, feed: ArrivalFeed, run: NearlineRun) -> None:
+    """Nothing could be brought: texts that are known already, or items that wait for another language model."""
+    if feed.spoken.num_rows:
+        call.warehouse.commit(lambda transaction: _move(transaction, call, feed, False, True))
+    if run.note:
+        logger.warning("bring_items version=%s nothing was brought: %s", run.version, run.note)
+
+
 def _writer(
     call: _Call, feed: ArrivalFeed, part: CatalogPart, added: _Added, run: NearlineRun, is_complete: bool
 ) -> Callable[[Transaction], None]:
@@ -242,10 +250,10 @@ def _move(transaction: Transaction, call: _Call, feed: ArrivalFeed, items: bool,
     transaction.execute(query_sql("move_arrival_watermarks"), marks)
 
 
-def _note(feed: ArrivalFeed, encoded: _Encoded, n_waiting: int) -> str:
+def _note(encoded: _Encoded, n_waiting: int) -> str:
     waiting = f"{n_waiting} items wait for their embedding" if n_waiting else ""
     texts = "" if encoded.is_complete else "more texts of users wait for theirs"
-    return "; ".join(note for note in (feed.note, encoded.note, waiting, texts) if note)
+    return "; ".join(note for note in (encoded.note, waiting, texts) if note)
 
 
 def _run_record(call: _Call, feed: ArrivalFeed, added: _Added, note: str) -> NearlineRun:
@@ -271,11 +279,11 @@ def _run_record(call: _Call, feed: ArrivalFeed, added: _Added, note: str) -> Nea
     )
 
 
-def _receipt(call: _Call, feed: ArrivalFeed, run: NearlineRun, n_out: int) -> Receipt:
+def _receipt(call: _Call, run: NearlineRun, n_in: int, n_out: int) -> Receipt:
     version, seconds = run.version, call.elapsed
     logger.info(
         "bring_items version=%s snapshots=%d-%d received=%d new=%d written=%d seconds=%.2f",
-        version, run.from_snapshot, run.to_snapshot, feed.n_received, run.n_new_items, n_out, seconds,
+        version, run.from_snapshot, run.to_snapshot, n_in, run.n_new_items, n_out, seconds,
     )  # fmt: skip
-    n_in, location = len(feed.item_ids) + feed.texts.num_rows, f"item_factors, items__{version}"
+    location = f"item_factors, items__{version}"
     return Receipt("bring_items", n_in, n_out, location, seconds, version, note=run.note)

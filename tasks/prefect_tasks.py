@@ -25,6 +25,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import task_run
 
 from tasks import (
+    arrivals,
     backfill,
     embed,
     evaluate,
@@ -133,6 +134,7 @@ refit_version = as_task(train.refit_version)
 write_neighbours = as_task(neighbours.write_neighbours)
 publish_version = as_task(publish.publish_version)
 write_slates = as_task(slates.write_slates)
+bring_items = as_task(arrivals.bring_items)
 refresh = as_task(nearline.refresh)
 recompute_profiles = as_task(backfill.recompute_profiles)
 load_serving_version = as_task(status.load_serving_version)

@@ -220,8 +220,11 @@ def _switch(resources: Resources, index: VectorIndex, version: str, action: Publ
 
 
 def _catch_up(resources: Resources, version: str, now: datetime) -> None:
+    """Items first: the profiles of those who met them want them."""
+    from tasks.arrivals import bring_items
     from tasks.refresh import refresh
 
+    bring_items(resources, now=now, version=version)
     refresh(resources, now=now, version=version)
 
 

@@ -367,25 +367,6 @@ def test_versions_have_watermarks_of_their_own(small_world):
     assert bring(small_world) is None
 
 
-def test_an_expired_feed_compares_the_whole_catalog(small_world, monkeypatch):
-    small_world.add_items(("new", SPACE, True), ("i05", "The robot film 5", False))
-    with small_world.resources.warehouse() as warehouse:
-        kind, insertions = type(warehouse), type(warehouse).insertions
-
-    def expired(self, table, after, to):
-        if after < to:
-            raise NotFoundError("snapshot 5 has expired")
-        return insertions(self, table, after, to)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(kind, "insertions", expired)
-        receipt = bring(small_world)
-    assert "expired" in receipt.note
-    assert (receipt.n_in, receipt.n_out) == (41, 3)
-    assert not point(small_world, "i05")[0].available
-    assert_index_is_whole(small_world)
-
-
 def test_the_watermark_of_the_refresh_leaves_that_of_the_items(small_world):
     small_world.add_items(("new", SPACE, True))
     bring(small_world)
