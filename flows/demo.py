@@ -7,15 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.demo_service import DemoService, Timed, answer_table, demo_service
 from flows.display import quality_table, reason_table, receipt_line, slate_table
 from flows.fetch import fetch_all
 from infra.prefect_server import wait_for_api
@@ -24,15 +24,16 @@ from infra.settings import Settings
 from tasks.domain.errors import NearlineError
 from tasks.domain.mappings import SourceKind
 from tasks.domain.ports import Resources
-from tasks.ingest import append_events, import_files
+from tasks.ingest import import_files
 from tasks.recommend import recommend_for_text, recommend_to_user
 from tasks.similar import similar_items
 from warehouse.catalog import query_sql
 
+T = TypeVar("T")
 N_LIKED = 40
 NEWCOMER = "a dark science fiction thriller about artificial intelligence"
 SIMILAR_TO = "50"
-SOURCE = "demo (simulated clicks)"
+TAKEOVER_SECONDS = 15.0
 
 
 def run_demo(settings: Settings, console: Console) -> None:
@@ -95,57 +96,93 @@ def _follow_a_user(resources: Resources, settings: Settings, console: Console) -
     slate = recommend_to_user(resources, user_id, k=8, explain=True)
     console.print(slate_table(slate))
     console.print(reason_table(slate.items[0]))
+    with _opened(demo_service(settings), console, "starting the HTTP service beside (nearline serve)") as service:
+        _click_and_ask(service, settings, user_id, surprise, history, console)
+
+
+def _click_and_ask(
+    service: DemoService,
+    settings: Settings,
+    user_id: str,
+    surprise: list[dict[str, Any]],
+    history: list[dict[str, Any]],
+    console: Console,
+) -> None:
+    """Clicks over HTTP, the very next request, and the same after a refresh."""
+    title = f"GET /v1/users/{user_id}/recommendations at {service.url}, as a web shop would"
+    _title(console, "5. Click, next request, refresh", title)
+    console.print(answer_table(service.recommendations(user_id, 5)))
     category = surprise[0]["category"] if surprise else "any"
     console.print(f"Now user {user_id} gives five stars to three films of a kind they seldom liked ({category}):")
     for row in surprise:
         console.print(Text(f"  {row['title']}", style="green"))
-    receipt = append_events(resources, _clicks(user_id, surprise, history), source=SOURCE, now=datetime.now(UTC))
-    console.print(receipt_line(receipt))
-    with _spinner(console, "a second process runs the nearline flow, which reads the change feed"):
+    sent = service.send_events(_clicks(user_id, surprise, history))
+    receipt = sent.document
+    known = f", {receipt['duplicates']} known already" if receipt["duplicates"] else ""
+    console.print(
+        f"  POST /v1/events: {receipt['accepted']} accepted{known}, durable in snapshot {receipt['snapshot']} after "
+        f"{sent.milliseconds:.0f} ms. The very next request:",
+        highlight=False,
+    )
+    console.print(answer_table(service.recommendations(user_id, 5)))
+    with _spinner(console, "another process runs the nearline flow, which reads the change feed"):
         seconds = _run_nearline(settings)
     console.print(
-        f"  nearline refreshed the profile ({seconds:.1f} s with the start of the process). The slate after it:"
+        f"  refreshed in {seconds:.1f} s, with the start of the process. The service takes the profile over:",
+        highlight=False,
     )
-    console.print(slate_table(recommend_to_user(resources, user_id, k=8, explain=True)))
+    console.print(answer_table(_after_refresh(service, user_id)))
+
+
+def _after_refresh(service: DemoService, user_id: str) -> Timed:
+    """The answer once the service has seen the refresh: it looks every second."""
+    deadline = time.monotonic() + TAKEOVER_SECONDS
+    answer = service.recommendations(user_id, 5)
+    while answer.document["pending_events"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+        answer = service.recommendations(user_id, 5)
+    return answer
 
 
 def _serve_a_newcomer(resources: Resources, console: Console) -> None:
-    _title(console, "5. A newcomer, known by one sentence", f'"{NEWCOMER}"')
+    _title(console, "6. A newcomer, known by one sentence", f'"{NEWCOMER}"')
     with _spinner(console, "reading the sentence"):
         slate = recommend_for_text(resources, NEWCOMER, k=6, explain=True)
     console.print(slate_table(slate))
 
 
 def _show_similar(resources: Resources, console: Console) -> None:
-    _title(console, "6. Similar items", "those that the same people like")
+    _title(console, "7. Similar items", "those that the same people like")
     console.print(slate_table(similar_items(resources, SIMILAR_TO, k=6)))
 
 
 def _say_what_next(console: Console, seconds: float) -> None:
-    _title(console, "7. What next", f"the demo took {seconds:.0f} s")
+    _title(console, "8. What next", f"the demo took {seconds:.0f} s")
     console.print(
         "  nearline status                     what serves, how fresh it is\n"
         "  nearline recommend --user 7 --explain\n"
         "  nearline sql \"from mart_recommendations where user_id = '7' order by rank\"\n"
-        "  make up                             the Prefect UI, schedules and a worker\n"
+        "  make up                             everything: the UI, schedules, refreshes, the HTTP service\n"
         "  nearline import items my.csv        bring your own data: docs/import.md\n"
         "(the command is .venv/bin/nearline until you activate the environment)",
         highlight=False,
     )
 
 
-def _clicks(user_id: str, surprise: list[dict[str, Any]], history: list[dict[str, Any]]) -> pa.Table:
+def _clicks(user_id: str, surprise: list[dict[str, Any]], history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Ratings that follow the user's last one by minutes: the data are of 1998, and so is the user's clock."""
     after = history[0]["last_at"]
-    return pa.table(
+    return [
         {
-            "user_id": [user_id] * len(surprise),
-            "item_id": [row["item_id"] for row in surprise],
-            "event_type": ["rating"] * len(surprise),
-            "occurred_at": [after + timedelta(minutes=5 * (n + 1)) for n in range(len(surprise))],
-            "value": [5.0] * len(surprise),
+            "event_id": f"demo-{user_id}-{row['item_id']}",
+            "user_id": user_id,
+            "item_id": row["item_id"],
+            "event_type": "rating",
+            "occurred_at": (after + timedelta(minutes=5 * (n + 1))).isoformat(),
+            "value": 5.0,
         }
-    )
+        for n, row in enumerate(surprise)
+    ]
 
 
 def _run_nearline(settings: Settings) -> float:
@@ -167,6 +204,15 @@ def _history_table(rows: list[dict[str, Any]]) -> Table:
 
 def _title(console: Console, title: str, subtitle: str) -> None:
     console.print(Text.assemble("\n", (title, "bold cyan"), "  ", (subtitle, "dim")))
+
+
+@contextmanager
+def _opened(context: AbstractContextManager[T], console: Console, text: str) -> Iterator[T]:
+    """A context whose opening takes a while."""
+    with ExitStack() as stack:
+        with _spinner(console, text):
+            opened = stack.enter_context(context)
+        yield opened
 
 
 @contextmanager
