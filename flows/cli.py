@@ -136,6 +136,42 @@ def import_(
     _show_receipts(receipts, as_json)
 
 
+@app.command(rich_help_panel=OPERATE)
+def watch(
+    kind: Annotated[Literal["items", "users", "events"], typer.Argument(help="What the files hold.")],
+    folder: Annotated[Path, typer.Argument(help="Folder in which files appear.")],
+    mapping: Annotated[
+        Path | None, typer.Option(help="File (YAML, JSON or TOML) that says which column is which.")
+    ] = None,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 5.0,
+) -> None:
+    """Import the files that appear in a folder, once they are no longer written to, until Ctrl-C.
+
+    It moves and deletes nothing. A file that was imported before is recognised by its content; one that cannot be
+    imported is named, and the others go on.
+
+    \b
+    nearline watch events incoming/ --mapping mapping.yml
+    """
+    import contextlib
+    import time
+
+    from flows.clock import utc_now
+    from flows.display import watched_line
+    from flows.imports import read_mapping
+    from flows.watch import FolderWatch
+
+    resources, settings = _resources()
+    share = settings.gates.max_quarantined_share
+    watched = FolderWatch(resources, kind, folder, utc_now, read_mapping(mapping) if mapping else None, share)
+    console = _console()
+    console.print(f"Watching {folder} for {kind}. Stop: Ctrl-C", style="dim", markup=False, highlight=False)
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            watched.look(lambda path, result: console.print(watched_line(path.name, result), soft_wrap=True))
+            time.sleep(interval)
+
+
 @app.command(rich_help_panel=START)
 def up(
     port: Annotated[int | None, typer.Option(help="Port of the UI. [4200, or the next one that is free]")] = None,

@@ -9,6 +9,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from tasks.domain.errors import NearlineError
 from tasks.domain.explanations import phrase_reasons, phrase_shared
 from tasks.domain.online import RemovedRows
 from tasks.domain.records import Receipt, Recommendation, SimilarUsers, Slate
@@ -98,6 +99,15 @@ def receipt_line(receipt: Receipt) -> Text:
     done = "unchanged, re-used" if receipt.reused else f"{receipt.n_in:,} in, {receipt.n_out:,} out"
     line = Text(f"  {receipt.stage:<22} {done:<30} {receipt.seconds:6.1f} s")
     return line.append(f"  {receipt.note}", style="dim") if receipt.note else line
+
+
+def watched_line(name: str, result: Receipt | NearlineError) -> Text:
+    """What became of one file of a watched folder, on one line (an error may have more)."""
+    if isinstance(result, NearlineError):
+        return Text(f"  {name}: {result}", style="red")
+    done = "taken before" if result.reused else f"{result.n_in:,} rows, {result.n_out:,} taken"
+    line = Text(f"  {name}: {done}, {result.seconds:.1f} s")
+    return line.append(f"  {result.note}", style="dim") if result.note else line
 
 
 @contextmanager

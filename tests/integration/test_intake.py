@@ -136,9 +136,8 @@ def wait_until(condition):
 
 def test_good_rows_are_taken_and_bad_ones_named(local_resources):
     with opened(local_resources) as accept:
-        receipt = accept(
-            "events", event("a"), {"user_id": ["u"]}, event("b", occurred_at="soon"), 3, event("c", value=4)
-        )
+        soon = event("b", occurred_at="soon")
+        receipt = accept("events", event("a"), {"user_id": ["u"]}, soon, 3, event("c", value=4))
     assert (receipt.n_accepted, receipt.n_duplicates) == (2, 0)
     assert [(row.index, row.reason.split(" ")[0]) for row in receipt.rejected] == [
         (1, "user_id"), (2, "occurred_at"), (3, "the"),
