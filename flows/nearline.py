@@ -1,4 +1,4 @@
-"""One refresh: the events since the last one, the users they touch, their new profiles in the serving version.
+"""One turn of the loop: new items, then the events since the last turn and the new profiles of their users.
 
 It knows nothing of how often it runs: that is ``prefect.yaml``.
 """
@@ -8,13 +8,15 @@ from prefect import flow
 from flows.clock import utc_now
 from flows.run_context import open_resources
 from flows.run_report import RunSummary, report_run
-from tasks.prefect_tasks import load_serving_version, refresh
+from tasks.domain.records import NearlineRun, Receipt
+from tasks.prefect_tasks import bring_items, refresh
+from tasks.status import load_serving_version
 
 
 @flow(
     name="nearline",
-    description="Read the change feed and bring the profiles of the users with new events up to date in the serving "
-    "version. Does nothing, and says so, when there is nothing new.",
+    description="Read the change feed, bring new items into the serving version and the profiles of the users with new "
+    "events up to date. Does nothing, and says so, when there is nothing new.",
     persist_result=False,
 )
 def nearline(version: str | None = None) -> RunSummary:
@@ -28,8 +30,21 @@ def nearline(version: str | None = None) -> RunSummary:
         version = version or load_serving_version(resources)
         if version is None:
             return report.close("Skipped", "Nothing is published yet: run daily_batch first.")
+        brought = bring_items(resources, now=utc_now(), version=version)
         run = refresh(resources, now=utc_now(), version=version)
-        if run is None:
+        if run is None and brought is None:
             return report.close("Skipped", "No new events.")
-        report.refreshed(run)
-        return report.close("Refreshed", f"{run.n_users} users from {run.n_events} events in {version}.")
+        if run is not None:
+            report.refreshed(run)
+        report.tag(f"version:{version}")
+        return report.close("Refreshed", _what_happened(run, brought))
+
+
+def _what_happened(run: NearlineRun | None, brought: Receipt | None) -> str:
+    parts = []
+    if brought is not None:
+        parts.append(f"{brought.n_out:,} new or changed items and texts")
+    if run is not None:
+        lag = "" if run.lag_p95_seconds is None else f", lag p95 {run.lag_p95_seconds:.1f} s"
+        parts.append(f"{run.n_users:,} users from {run.n_events:,} events{lag}")
+    return "; ".join(parts) + "."
