@@ -38,8 +38,13 @@ class ServingState:
 
     @cached_property
     def terms(self) -> ItemTerms:
-        """Which items have what a filter can name; made at the first use, in about 0.2 s for 100,000 items."""
+        """Which items have what a filter can name."""
         return ItemTerms.of(self.payloads, self.items.index)
+
+    def prepare(self) -> None:
+        """Make what all requests share: the terms, and the items that users are solved against. It takes 0.1 s
+        for 100,000 items, which no request should wait for."""
+        _ = self.terms, self.items.fixed(self.model.recipe.factor_parameters).rotated
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class UserView:
 
 
 def load_state(warehouse: Warehouse, version: str, index: VectorIndex) -> ServingState:
-    """One version from the warehouse, with the index that is searched for it.
+    """One version from the warehouse, ready for requests, with the index that is searched for it.
 
     ``warehouse`` should be a view of one snapshot. Raises NotFoundError for an unknown version.
     """
@@ -73,7 +78,7 @@ def load_state(warehouse: Warehouse, version: str, index: VectorIndex) -> Servin
     vectors = fuse_items(items.text, items.factors, items.prior, model.recipe.fusion)
     vectors.setflags(write=False)
     seen = warehouse.read(query_sql("item_arrivals_of_version"), {"version": version})["first_seen_at"]
-    return ServingState(
+    state = ServingState(
         model=model,
         items=items,
         payloads=load_item_payloads(warehouse, version, items.item_ids),
@@ -81,3 +86,5 @@ def load_state(warehouse: Warehouse, version: str, index: VectorIndex) -> Servin
         first_seen_at=np.asarray(seen.cast(pa.int64()).fill_null(0).to_numpy(), np.int64),
         index=index,
     )
+    state.prepare()
+    return state
