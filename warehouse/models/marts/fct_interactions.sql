@@ -15,27 +15,50 @@ types as (
     where effect in ('positive', 'negative', 'rating')
 ),
 
--- of a user's ratings of an item only the newest counts: a rating is a statement, it does not add up
-counting as (
+typed as (
     select
         events.event_id,
         events.user_id,
         events.item_id,
         events.occurred_at,
-        case
-            when types.effect = 'positive' then types.weight
-            when types.effect = 'negative' then -types.weight
-            when events.value >= types.threshold then types.weight
-            when events.value <= types.dislike_below then -types.weight
-            else 0
-        end as signal
+        events.value,
+        types.effect,
+        types.weight,
+        types.threshold,
+        types.dislike_below
     from events
     inner join types on events.event_type = types.name
     inner join items on events.item_id = items.item_id
-    qualify types.effect <> 'rating' or row_number() over (
-        partition by events.user_id, events.item_id, types.effect
-        order by events.occurred_at desc, events.event_id desc
-    ) = 1
+),
+
+acts as (
+    select
+        event_id,
+        user_id,
+        item_id,
+        occurred_at,
+        case effect when 'positive' then weight else -weight end as signal
+    from typed
+    where effect <> 'rating'
+),
+
+-- of a user's ratings of an item only the newest counts: a rating is a statement, it does not add up
+ratings as (
+    select
+        event_id,
+        user_id,
+        item_id,
+        occurred_at,
+        case when value >= threshold then weight when value <= dislike_below then -weight else 0 end as signal
+    from typed
+    where effect = 'rating'
+    qualify row_number() over (partition by user_id, item_id order by occurred_at desc, event_id desc) = 1
+),
+
+counting as (
+    select event_id, user_id, item_id, occurred_at, signal from acts
+    union all
+    select event_id, user_id, item_id, occurred_at, signal from ratings
 ),
 
 -- age is counted back from the user's newest event here, never from now: a re-run changes nothing
