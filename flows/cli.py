@@ -175,10 +175,12 @@ def watch(
 @app.command(rich_help_panel=START)
 def up(
     port: Annotated[int | None, typer.Option(help="Port of the UI. [4200, or the next one that is free]")] = None,
+    service: Annotated[bool, typer.Option(help="Start the HTTP service too.")] = True,
 ) -> None:
-    """Start the Prefect server with its UI, the schedules and a worker, and share the index. Ctrl-C ends all of it.
+    """Start everything: the Prefect server with its UI, the schedules, the workers, the HTTP service, the index.
 
-    With PREFECT_API_URL set it joins that server instead of starting one.
+    It prints where they answer and a fresh API key; the key of the time before is no longer good. With
+    PREFECT_API_URL set it joins that server instead of starting one. Ctrl-C ends all of it.
     """
     from flows.up import Running, run_up
     from infra.settings import load_settings
@@ -187,9 +189,14 @@ def up(
 
     def ready(running: Running) -> None:
         console.print(f"[bold green]Nearline is up.[/bold green] UI: {running.ui_url}  REST API: {running.api_url}")
+        if running.service_url:
+            console.print(f"HTTP service: {running.service_url}  API key: {running.key}", highlight=False)
         console.print("Trigger a run: nearline trigger daily_batch    Stop: Ctrl-C", highlight=False)
 
-    run_up(load_settings(), port, lambda text: console.print(f"  {text} ...", style="dim", highlight=False), ready)
+    def say(text: str) -> None:
+        console.print(f"  {text} ...", style="dim", markup=False, highlight=False)
+
+    run_up(load_settings(), port, say, ready, with_service=service)
     console.print("Stopped.")
 
 

@@ -28,7 +28,8 @@ from prefect.workers.process import ProcessWorker
 
 from tasks.domain.errors import InputError, NotFoundError, TerminalError, TransientError
 
-WORK_POOL = "nearline"
+WORK_POOL, RESIDENT_POOL = "nearline", "nearline-resident"
+RESIDENT_TYPE = "nearline-resident"
 WAITING_STATES = ["Scheduled", "Late", "AwaitingConcurrencySlot", "Cancelled"]
 UNFINISHED = ["RUNNING", "PENDING", "CANCELLING"]
 _PAGE = 200
@@ -64,21 +65,32 @@ def deployments_file() -> Path:
     return inside if inside.exists() else Path(__file__).parents[1] / "prefect.yaml"
 
 
-def make_work_pool() -> None:
-    """Make the work pool where it is missing; one that is there keeps what was set in the UI."""
+def make_work_pools() -> None:
+    """Make the work pools where they are missing; one that is there keeps what was set in the UI."""
     with _connected() as client:
-        try:
-            client.read_work_pool(WORK_POOL)
-        except ObjectNotFound:
-            template = ProcessWorker.get_default_base_job_template()
-            client.create_work_pool(
-                WorkPoolCreate(
-                    name=WORK_POOL,
-                    type="process",
-                    description="Runs the flows of Nearline as processes of the machine where its worker lives.",
-                    base_job_template=template,
-                )
-            )
+        for pool in _work_pools():
+            try:
+                client.read_work_pool(pool.name)
+            except ObjectNotFound:
+                client.create_work_pool(pool)
+
+
+def _work_pools() -> tuple[WorkPoolCreate, ...]:
+    template = ProcessWorker.get_default_base_job_template()
+    return (
+        WorkPoolCreate(
+            name=WORK_POOL,
+            type="process",
+            description="Runs the flows of Nearline as processes of the machine where its worker lives.",
+            base_job_template=template,
+        ),
+        WorkPoolCreate(
+            name=RESIDENT_POOL,
+            type=RESIDENT_TYPE,
+            description="Runs the nearline loop inside one process that stays: the resident worker of nearline up.",
+            base_job_template=template,
+        ),
+    )
 
 
 def register_deployments() -> None:

@@ -4,7 +4,9 @@ It knows nothing of what a run does.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from prefect.runtime import flow_run
@@ -14,6 +16,18 @@ from infra.settings import Settings, load_settings
 from tasks.domain.errors import InputError
 from tasks.domain.ports import Resources
 
+_shared: ContextVar[Resources | None] = ContextVar("shared_resources", default=None)
+
+
+@contextmanager
+def share_resources(resources: Resources) -> Iterator[None]:
+    """Give every run inside the context these resources, in a process that does many runs."""
+    token = _shared.set(resources)
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
 
 def open_resources() -> tuple[Resources, Settings]:
     """The resources and settings of this process's environment. Raises SettingsError."""
@@ -21,7 +35,7 @@ def open_resources() -> tuple[Resources, Settings]:
     if settings.log_level == "DEBUG":
         for name in ("tasks", "infra"):
             logging.getLogger(name).setLevel(logging.DEBUG)
-    return build_resources(settings), settings
+    return _shared.get() or build_resources(settings), settings
 
 
 def run_id() -> str:

@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
+from uuid import UUID
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.run_context import run_id
@@ -21,6 +24,7 @@ from flows.tuning_report import trials_table, write_picture
 from tasks.domain.errors import GateError, NearlineError
 from tasks.domain.ports import Resources
 from tasks.domain.records import NearlineRun, Receipt
+from tasks.domain.watchdog import FINDINGS
 from tasks.progress import StageEvent, watch_stages
 from tasks.trial_table import load_trials
 from tasks.tune import StudyOutcome
@@ -44,6 +48,8 @@ EVENTS = (
     "nearline.version.rolled_back",
     "nearline.gate.stopped",
     "nearline.refresh.completed",
+    "nearline.events.waiting",
+    *(f"nearline.watchdog.{finding}" for finding in FINDINGS),
 )
 """Names of the events that automations can wait for."""
 
@@ -121,15 +127,23 @@ class RunReport:
             "version": run.version,
             "users": run.n_users,
             "events": run.n_events,
+            "new items": run.n_new_items,
             "texts without embedding": run.n_missing_texts,
             "lag p50 (s)": _seconds(run.lag_p50_seconds),
             "lag p95 (s)": _seconds(run.lag_p95_seconds),
+            "lag p99 (s)": _seconds(run.lag_p99_seconds),
             "snapshots": f"{run.from_snapshot} to {run.to_snapshot}",
             "seconds by stage": ", ".join(f"{name} {value:.2f}" for name, value in run.stage_seconds.items()),
         }
         if show:
             _table("nearline-refresh", [row])
         announce("nearline.refresh.completed", f"nearline.version.{run.version}", row)
+
+    def tag(self, tag: str) -> None:
+        """Give this run a tag, by which the UI can be searched."""
+        tags = {*flow_run.tags, tag}
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(run_id()), tags=sorted(tags))
 
     def gate_stopped(self, message: str) -> None:
         """Announce that a gate stopped the run."""

@@ -172,11 +172,20 @@ def start_server(settings: Settings, port: int, *, with_ui: bool = True) -> Iter
 def run_prefect(
     settings: Settings, arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """A ``prefect`` command as a child in a process group of its own, which ends with this process at the latest."""
+    """A ``prefect`` command as a child: see ``run_child``."""
+    with run_child(settings, "prefect", arguments, log, environment) as process:
+        yield process
+
+
+@contextmanager
+def run_child(
+    settings: Settings, module: str, arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A module as a program, in a process group of its own, which ends with this process at the latest."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "infra.child_process", "prefect", *arguments],
+            [sys.executable, "-m", "infra.child_process", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -262,13 +271,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def choose_port(wanted: int | None) -> int:
-    """The wanted port, or from 4200 on the first that is free. Raises InputError if the wanted one is taken."""
+def choose_port(wanted: int | None, first: int = DEFAULT_PORT) -> int:
+    """The wanted port, or from ``first`` on the first that is free. Raises InputError if the wanted one is taken."""
     if wanted is not None:
         if not _is_free(wanted):
             raise InputError(f"Port {wanted} is taken by another program. Name another one: nearline up --port 4300.")
         return wanted
-    ports = range(DEFAULT_PORT, DEFAULT_PORT + 50)
+    ports = range(first, first + 50)
     port = next((port for port in ports if _is_free(port)), None)
     if port is None:
         raise TerminalError(f"No port from {ports.start} to {ports.stop - 1} is free. Name one with --port.")
