@@ -43,9 +43,9 @@ def load_progress(warehouse: Warehouse, version: str) -> Progress:
     return Progress(rows[0]["snapshot"], rows[0]["items_snapshot"])
 
 
-def load_catalog_ids(warehouse: Warehouse) -> pa.Array:
+def load_catalog_ids(warehouse: Warehouse) -> frozenset[str]:
     """The ids of ``stg_items``."""
-    return warehouse.read(query_sql("catalog_item_ids"))["item_id"].combine_chunks()
+    return frozenset(warehouse.read(query_sql("catalog_item_ids"))["item_id"].to_pylist())
 
 
 def load_last_published(warehouse: Warehouse) -> str | None:

@@ -4,8 +4,8 @@ It knows nothing of who is folded when, or of requests.
 """
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.domain.fusion import fuse_queries
+from tasks.domain.histories import build_histories
 from tasks.domain.ports import Reader, TextEncoder, Warehouse
-from tasks.domain.profiles import compute_profiles
-from tasks.model_state import HistoryRows, ModelVersion, build_history_rows, encode_histories, load_text_embeddings
+from tasks.domain.profiles import Histories, compute_profiles
+from tasks.model_state import (
+    HistoryRows,
+    ModelVersion,
+    attributes_of,
+    build_history_rows,
+    encode_rows,
+    load_text_embeddings,
+)
 from tasks.online.histories import HistoryCache, RawRows
 from tasks.online.state import ServingState
 
@@ -57,7 +65,7 @@ class Folder:
         self._engine = engine
         self._texts = _TextVectors(warehouse, loaded_encoder)
 
-    def fold(self, state: ServingState, catalog: pa.Array, user_ids: Sequence[str]) -> dict[str, FoldedUser]:
+    def fold(self, state: ServingState, catalog: Collection[str], user_ids: Sequence[str]) -> dict[str, FoldedUser]:
         """Users by id, each as if they were alone; those whose profile is not finite are left out.
 
         ``catalog`` are the ids of ``stg_items``.
@@ -65,7 +73,7 @@ class Folder:
         raw = self.histories.load(user_ids)
         rows = self._model(state.model, catalog, raw, user_ids)
         embeddings = self._texts.load(state.model, rows.texts)
-        histories, _ = encode_histories(rows, state.model, state.items, user_ids, embeddings)
+        histories = _encode(rows, state, user_ids, embeddings)
         profiles = compute_profiles(histories, state.items, state.model.recipe)
         fusion = state.model.recipe.fusion
         queries = fuse_queries(profiles.text, profiles.factors, profiles.alpha, profiles.beta, fusion)
@@ -77,7 +85,7 @@ class Folder:
             if np.isfinite(query).all()
         }
 
-    def history(self, model: ModelVersion, catalog: pa.Array, user_id: str) -> HistoryRows:
+    def history(self, model: ModelVersion, catalog: Collection[str], user_id: str) -> HistoryRows:
         """Everything one user did, with what no refresh has covered yet."""
         return self._model(model, catalog, self.histories.load([user_id]), [user_id])
 
@@ -93,9 +101,11 @@ class Folder:
         """Ask the warehouse again for every text."""
         self._texts.clear()
 
-    def _model(self, model: ModelVersion, catalog: pa.Array, raw: RawRows, user_ids: Sequence[str]) -> HistoryRows:
-        met = pc.unique(raw.events["item_id"])
-        items = pa.table({"item_id": met.filter(pc.is_in(met, value_set=catalog))})
+    def _model(
+        self, model: ModelVersion, catalog: Collection[str], raw: RawRows, user_ids: Sequence[str]
+    ) -> HistoryRows:
+        met = [item_id for item_id in pc.unique(raw.events["item_id"]).to_pylist() if item_id in catalog]
+        items = pa.table({"item_id": pa.array(met, pa.string())})
         shadows = {"raw_events": raw.events, "raw_users": raw.users, "stg_items": items}
         recipe = model.recipe
         days = recipe.interaction_half_life_days
@@ -146,6 +156,20 @@ class _TextVectors:
                 self.vectors.clear()
             self.vectors.update({(model.encoder_id, h): np.array(v, np.float32) for h, v in vectors.items()})
         return vectors
+
+
+def _encode(
+    rows: HistoryRows, state: ServingState, user_ids: Sequence[str], embeddings: dict[str, Floats]
+) -> Histories:
+    """As ``tasks.model_state.encode_histories``, without looking at every item."""
+    model, index = state.model, state.items.index
+    met = sorted({item_id for item_id in rows.interactions["item_id"].to_pylist() if item_id in index})
+    log, texts, _ = encode_rows(rows, met, user_ids, embeddings, model.text_width)
+    places = np.array([index[item_id] for item_id in met], np.int64)
+    log = replace(log, item=places[log.item], n_items=len(index))
+    if model.user_map is not None:
+        log = replace(log, user_features=model.user_space.encode(attributes_of(rows, user_ids)))
+    return build_histories(log, texts, user_ids)
 
 
 def _seen_items(rows: HistoryRows) -> dict[str, list[str]]:

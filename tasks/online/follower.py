@@ -6,7 +6,7 @@ It knows nothing of requests. Whoever asks takes ``live`` once and gets one vers
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -50,7 +50,7 @@ class Live:
 
     state: ServingState
     pending: PendingUsers
-    catalog: pa.Array
+    catalog: Collection[str]
     progress: Progress
     loaded_at: datetime
     counts_users: bool

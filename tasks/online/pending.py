@@ -6,7 +6,7 @@ It knows nothing of where events come from, nor of what an answer is.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -88,7 +88,7 @@ class PendingUsers:
         folder: Folder,
         warehouse: Warehouse,
         state: ServingState,
-        catalog: pa.Array,
+        catalog: Collection[str],
         clock: Callable[[], datetime],
     ) -> None:
         self.counts = FoldCounts()
@@ -158,7 +158,7 @@ class PendingUsers:
             self._unchecked.update(_events_of(rows, new))
             self._changed.notify_all()
 
-    def set_state(self, state: ServingState, catalog: pa.Array) -> None:
+    def set_state(self, state: ServingState, catalog: Collection[str]) -> None:
         """The items have changed: everybody is folded again."""
         with self._changed:
             self._content = (state, catalog)

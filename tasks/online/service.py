@@ -14,21 +14,13 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from tasks.domain.errors import (
-    IndexUnavailableError,
-    NotFoundError,
-    OverloadedError,
-    SettingsError,
-    TransientError,
-    WarehouseBusyError,
-)
+from tasks.domain.errors import IndexUnavailableError, NotFoundError, OverloadedError, SettingsError
 from tasks.domain.online import (
     BelievedProfile,
     ErasureReceipt,
     Health,
     IntakeKind,
     IntakeReceipt,
-    Problem,
     SlateRequest,
 )
 from tasks.domain.ports import Resources, TextEncoder
@@ -39,6 +31,13 @@ from tasks.online.beliefs import believe
 from tasks.online.folding import FoldedUser, Folder
 from tasks.online.follower import Follower, Live
 from tasks.online.histories import HistoryCache
+from tasks.online.problems import (
+    following_failed,
+    index_away,
+    intake_overloaded,
+    nothing_published,
+    refresh_stalled,
+)
 from tasks.online.state import UserView
 
 Floats = npt.NDArray[np.float32]
@@ -177,16 +176,23 @@ class OnlineService:
     def health(self) -> Health:
         """Whether requests are answered, and what is not whole. It asks nobody."""
         live = self._follower.live
-        problems = self._problems(live)
         _, n_waiting, oldest = live.pending.sizes() if live else (0, 0, None)
-        answer = self._follower.watch.answer
+        answer, waited = self._follower.watch.answer, self._age(oldest)
+        named = (
+            nothing_published(live is not None, self._follower.problem),
+            index_away(answer.problem, live is not None),
+            following_failed(self._follower.problem or (live.pending.counts.problem if live else None)),
+            refresh_stalled(waited) if waited > self._options.stalled_after_seconds else None,
+            intake_overloaded() if time.monotonic() - self._overloaded_at < OVERLOAD_SECONDS else None,
+        )
+        problems = tuple(problem for problem in named if problem is not None)
         return Health(
             state="unavailable" if live is None else "degraded" if problems else "ready",
             version=live.version if live else None,
             problems=problems,
             watermark=live.progress.watermark if live else None,
             n_waiting_events=n_waiting,
-            oldest_waiting_seconds=self._age(oldest),
+            oldest_waiting_seconds=waited,
             index=f"does not answer: {answer.problem}" if answer.problem else "answers",
         )
 
@@ -288,35 +294,6 @@ class OnlineService:
     def _age(self, since: float | None) -> float:
         return 0.0 if since is None else max(0.0, self._clock().timestamp() - since)
 
-    def _problems(self, live: Live | None) -> tuple[Problem, ...]:
-        named = [
-            _nothing_published(live, self._follower.problem),
-            _index_away(self._follower.watch.answer.problem, live is not None),
-            _failed(self._follower.problem or (live.pending.counts.problem if live else None)),
-            self._stalled(live),
-            self._overloaded(),
-        ]
-        return tuple(problem for problem in named if problem is not None)
-
-    def _stalled(self, live: Live | None) -> Problem | None:
-        seconds = self._age(live.pending.sizes()[2]) if live else 0.0
-        if seconds <= self._options.stalled_after_seconds:
-            return None
-        return Problem(
-            "refresh_stalled",
-            f"The oldest event that no stored profile holds has waited for {seconds:.0f} s.",
-            "Look at the runs of the deployment nearline; `nearline run nearline` refreshes now.",
-        )
-
-    def _overloaded(self) -> Problem | None:
-        if time.monotonic() - self._overloaded_at > OVERLOAD_SECONDS:
-            return None
-        return Problem(
-            "intake_overloaded",
-            "Rows were refused, since too many wait to be written.",
-            "Send them again later, or slower; NEARLINE_SERVICE__MAX_WAITING_ROWS lets more wait.",
-        )
-
 
 def _nothing_yet(live: Live) -> FoldedUser:
     """Somebody who has just come, and whose first events are not folded yet: the prior speaks alone."""
@@ -324,39 +301,3 @@ def _nothing_yet(live: Live) -> FoldedUser:
     query = np.zeros(model.text_width + model.n_factors + 1, np.float32)
     query[-1] = fusion.buckets[0].beta / fusion.prior_block
     return FoldedUser(query, fusion.buckets[0].alpha, fusion.buckets[0].beta, 0, frozenset(), None)
-
-
-def _nothing_published(live: Live | None, problem: Exception | None) -> Problem | None:
-    if live is not None or problem is not None:
-        return None
-    return Problem(
-        "nothing_published",
-        "No model version is published yet, so there is nothing to recommend from.",
-        "Import items and events, then: nearline run daily_batch.",
-    )
-
-
-def _index_away(why: str, is_serving: bool) -> Problem | None:
-    if not why:
-        return None
-    stays = "What serves stays as it is" if is_serving else "What was published last is served if there is such"
-    return Problem(
-        "index_away",
-        f"The vector index did not answer ({why}). {stays}, and publications are not followed.",
-        "Look whether `nearline up` or the Qdrant server runs.",
-    )
-
-
-def _failed(error: Exception | None) -> Problem | None:
-    """``warehouse_busy`` while it is locked, ``follower_failed`` for anything else."""
-    if error is None:
-        return None
-    if isinstance(error, WarehouseBusyError):
-        text, advice = "The warehouse stayed locked for too long.", "Let the other job finish."
-        return Problem("warehouse_busy", f"{text} Answers may miss the newest events and versions.", advice)
-    retried = " It is tried again." if isinstance(error, TransientError) else ""
-    return Problem(
-        "follower_failed",
-        f"Following the warehouse failed ({type(error).__name__}).{retried} Answers come from the last good state.",
-        "The log of the service has the error.",
-    )
