@@ -69,7 +69,7 @@ def bring_items(
         call.lap("index")
         n_waiting = sum(item.wants_vector for item in part.items) - len(added.items) + feed.n_more
         run = _run_record(call, feed, added, _note(encoded, n_waiting))
-        n_out = len(added.items) + n_changed + encoded.n_texts
+        n_out = len(added.items) + n_changed + encoded.n_user_texts
         if not (feed.n_received or n_out or encoded.failed):
             _leave(call, feed, run)
             return None
@@ -100,9 +100,10 @@ class _Call:
 
 
 class _Encoded(NamedTuple):
-    """How many texts got a vector, the hashes of those that cannot, and whether no text of a user waits any more."""
+    """How many texts of users got a vector, the hashes of all texts that cannot, and whether no text of a user waits
+    any more."""
 
-    n_texts: int
+    n_user_texts: int
     failed: frozenset[str]
     is_complete: bool
     note: str = ""
@@ -138,7 +139,8 @@ def _encode(call: _Call, items: Sequence[ArrivedItem], texts: pa.Table, most: in
     failures = embed_here(call.warehouse, encoder, item_rows, texts.slice(0, n_users), now=call.now)
     note = f"{len(failures)} texts cannot be embedded ({failures[0].reason})" if failures else ""
     failed = frozenset(failure.content_hash for failure in failures)
-    return _Encoded(len(rows) + n_users - len(failures), failed, n_users == texts.num_rows, note)
+    n_stored = sum(content_hash not in failed for content_hash in texts["content_hash"].slice(0, n_users).to_pylist())
+    return _Encoded(n_stored, failed, n_users == texts.num_rows, note)
 
 
 def _build_items(call: _Call, items: Sequence[ArrivedItem], failed: frozenset[str]) -> _Added:

@@ -11,10 +11,12 @@ import tasks.arrivals
 from tasks.arrivals import bring_items
 from tasks.domain.arrivals import NO_TEXT
 from tasks.domain.errors import GateError, NotFoundError, WarehouseBusyError
-from tasks.model_state import load_item_space, load_profiles
+from tasks.domain.features import ITEM_FEATURES
+from tasks.model_state import load_item_space, load_profiles, load_version
 from tasks.projection import load_projection, verify_projection
 from tasks.recommend import recommend_for_text, recommend_to_user
 from tasks.refresh import refresh, refresh_users
+from tasks.train import learn_version, plan_version, refit_version
 from tasks.transform import build_models
 
 SPACE, LOVE = "space robot alien star", "love kiss paris heart"
@@ -228,7 +230,7 @@ def test_an_added_item_follows_its_text(small_world):
     refresh(small_world.resources, now=small_world.tick())
     before = point(small_world, "new")[1]
     small_world.add_items(("new", LOVE, True))
-    assert bring(small_world).n_out == 2
+    assert bring(small_world).n_out == 1
     after = point(small_world, "new")[1]
     assert np.abs(after - before).max() > 0.1
     assert refresh(small_world.resources, now=small_world.tick()).n_users == 1
@@ -330,7 +332,7 @@ def test_a_version_of_another_language_model_leaves_the_texts(small_world, monke
     assert bring(small_world) is None
     assert "words@2" in caplog.text
     monkeypatch.undo()
-    assert bring(small_world).n_out == 2
+    assert bring(small_world).n_out == 1
     assert factors_of(small_world, "new") is not None
 
 
@@ -393,3 +395,36 @@ def test_nothing_published_is_said(tmp_path, small_world):
         )
     with pytest.raises(NotFoundError, match="no watermark"):
         bring(small_world)
+
+
+def test_attributes_of_a_new_item_enter_its_factors_as_in_the_training(small_world):
+    films = [("space", n) for n in range(20)] + [("love", n) for n in range(20, 40)]
+    told = [{"genre": genre} for genre, _ in films]
+    add_told_items(small_world, [f"i{n:02}" for _, n in films], told)
+    build_models(small_world.resources, now=small_world.tick())
+    plan = plan_version(small_world.resources, now=small_world.tick())
+    learn_version(small_world.resources, plan, now=small_world.tick())
+    refit_version(small_world.resources, plan, now=small_world.tick())
+    add_told_items(small_world, ["a", "b", "c"], [{"genre": "space"}, {"genre": "love"}, {"genre": "other"}])
+    bring(small_world, version=plan.version)
+    with small_world.resources.warehouse(read_only=True) as warehouse:
+        model = load_version(warehouse, plan.version)
+    assert set(model.item_space.labels) == {"genre space", "genre love"}
+    a, b, c = (np.array(factors_of(small_world, name, plan.version)["factors"]) for name in "abc")
+    share = model.recipe.factor_parameters.text_prior * ITEM_FEATURES
+    columns = [model.item_space.labels.index(f"genre {genre}") for genre in ("space", "love")]
+    expected = share * model.item_map[columns]
+    assert np.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(np.stack([a - c, b - c]), expected, atol=1e-6)
+
+
+def add_told_items(world, item_ids, told):
+    """Items with the same title, so that nothing but attributes tells them apart."""
+    now = world.tick()
+    table = pa.table({
+        "item_id": item_ids, "title": ["A film"] * len(told), "available": [True] * len(told),
+        "attributes": [json.dumps(row) for row in told], "batch_id": [f"told-{now}"] * len(told),
+        "source": ["test"] * len(told), "source_row": np.arange(len(told)), "ingested_at": [now] * len(told),
+    })  # fmt: skip
+    with world.resources.warehouse() as warehouse:
+        warehouse.commit(lambda transaction: transaction.append("raw_items", table))
