@@ -112,6 +112,12 @@ class DuckLakeWarehouse:
             "catalog_compacted": int(self._storage.compact_catalog()),
         }
 
+    def flush(self, table: str) -> int:
+        """Write the rows of one table that lie in the catalog to a file; see the port."""
+        sql, name = "call ducklake_flush_inlined_data('lake', table_name => $name)", {"name": _contract(table).table}
+        with self._storage.write_lock(), self._cursor() as cursor:
+            return _total(self._storage.retried(lambda: _fetch(cursor, sql, name), "write to"), "rows_flushed")
+
     def maintain(
         self, *, keep_from: int | None, keep: Collection[int], older_than: datetime, unused_since: datetime
     ) -> Mapping[str, int]:

@@ -25,9 +25,12 @@ FULL_GROUP_ROWS = 1000
 """So many waiting rows are written at once, without waiting for more."""
 MAX_GROUP_ROWS = 5000
 """One commit takes no more (but one request whole): a longer one would hold up its callers and other writers."""
+FLUSHED_ROWS = 50_000
+"""After so many rows, those that small commits left in the catalog go to a file: reading them takes a second for each
+million, and maintenance comes only once a week. A flush takes about 0.2 s, after the answers."""
 RECALLED = timedelta(hours=1)
 """Rows received within this time before a start are known to it."""
-_KINDS = ("events", "items", "users")
+_KINDS: tuple[IntakeKind, ...] = ("events", "items", "users")
 _MOMENT = timedelta(microseconds=1)
 
 logger = logging.getLogger(__name__)
@@ -73,6 +76,7 @@ class Intake:
         self._is_closed = True
         self._recent_commits: deque[tuple[int, float]] = deque([(FULL_GROUP_ROWS, 1.0)], maxlen=20)
         self._last_moment: datetime | None = None
+        self._n_unflushed = dict.fromkeys(_KINDS, 0)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -168,6 +172,7 @@ class Intake:
             with self._changed:
                 self._n_waiting -= n_rows
                 self._recent_commits.append((n_rows, time.monotonic() - started))
+            self._flush()
 
     def _recall(self) -> None:
         """Fill the window; without it rows are taken all the same, and staging removes what is double."""
@@ -215,9 +220,19 @@ class Intake:
         if any(rows.good.num_rows or rows.refused.num_rows for rows in judged):
             self._warehouse.commit(lambda transaction: write_rows(transaction, judged))
             self._rows.remember(judged)
+            for rows in judged:
+                self._n_unflushed[rows.kind] += rows.good.num_rows
         snapshot = self._warehouse.latest_snapshot()
         self._tell(judged, snapshot)
         return list(receipts(group, judged, snapshot))
+
+    def _flush(self) -> None:
+        for kind in [kind for kind, n_rows in self._n_unflushed.items() if n_rows >= FLUSHED_ROWS]:
+            self._n_unflushed[kind] = 0
+            try:
+                self._warehouse.flush(f"raw_{kind}")
+            except Exception:  # the rows are safe where they are
+                logger.exception("intake could not flush kind=%s", kind)
 
     def _moment(self) -> datetime:
         """When the rows at hand are received: later than all before, whatever the clock does."""

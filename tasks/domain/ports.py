@@ -104,6 +104,13 @@ class Warehouse(Protocol):
         process kept the catalog busy). Raises WarehouseBusyError.
         """
 
+    def flush(self, table: str) -> int:
+        """Write the rows of a table that small commits left in the catalog to a file; returns how many there were.
+
+        What the table holds now and held at any snapshot stays the same, and so does its change feed. Raises
+        WarehouseBusyError.
+        """
+
     def maintain(
         self, *, keep_from: int | None, keep: Collection[int], older_than: datetime, unused_since: datetime
     ) -> Mapping[str, int]:

@@ -381,6 +381,23 @@ def test_many_callers_at_once_are_all_there_once(local_resources):
     assert counts == [{"n": 400, "n_ids": 400}]
 
 
+def test_what_lies_in_the_catalog_goes_to_files_and_nothing_else_changes(local_resources, monkeypatch):
+    monkeypatch.setattr("tasks.intake.FLUSHED_ROWS", 5)
+    receipts = []
+    with opened(local_resources) as accept:
+        for n in range(6):
+            receipts.append(accept("events", event(f"a{n}"), event(f"b{n}")))
+        accept("items", {"item_id": "i", "title": "t"})
+    with local_resources.warehouse(read_only=True) as warehouse:
+        files = warehouse.read("from ducklake_list_files('lake', 'raw_events')")
+        fed = warehouse.insertions("raw_events", receipts[1].snapshot, receipts[4].snapshot)
+        with warehouse.at(receipts[0].snapshot) as then:
+            assert then.read("from raw_events").num_rows == 2
+        assert warehouse.read("from raw_events").num_rows == 12
+    assert files.num_rows == 2
+    assert sorted(fed["event_id"].to_pylist()) == sorted(f"{letter}{n}" for n in (2, 3, 4) for letter in "ab")
+
+
 PROGRAM = """
 import sys, threading
 from datetime import UTC, datetime
