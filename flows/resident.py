@@ -38,9 +38,12 @@ from infra.loop_files import Beat, process_lives, read_beat, write_beat
 from infra.prefect_events import emit
 from infra.settings import Settings, load_settings
 from tasks.domain.errors import NearlineError
+from tasks.domain.fold_in import load_kernels
 from tasks.status import Waiting, load_serving_version, load_waiting
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 1.0
+"""How often work is asked for. What is due before the next time is known beforehand, and begins when it is due."""
+SOON_SECONDS = 0.02
 BEAT_SECONDS = 1.0
 HEARTBEAT_SECONDS = 15.0
 AWAY_SECONDS = 2.0
@@ -65,6 +68,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logger.setLevel(settings.log_level)
     resources = KeptOpenResources(settings)
+    load_kernels()
     with _stop_on_signals(), share_resources(resources):
         ResidentWorker(settings, resources).work()
     resources.close()
@@ -116,22 +120,28 @@ class ResidentWorker:
                 _settle_previous(client, previous)
             while not self._has_grown():
                 try:
-                    if not self._do_next(client):
+                    wait = self._do_next(client)
+                    if wait:
                         self._use_pause(client)
-                        time.sleep(POLL_SECONDS)
+                        time.sleep(wait)
                 except (httpx.HTTPError, PrefectHTTPStatusError, ObjectNotFound) as error:
                     logger.warning("server_away reason=%s", type(error).__name__)
                     time.sleep(AWAY_SECONDS)
 
-    def _do_next(self, client: SyncPrefectClient) -> bool:
-        """Do the run that has been due for longest; False if none is."""
-        due = client.get_scheduled_flow_runs_for_work_pool(RESIDENT_POOL, scheduled_before=utc_now())
-        self._doing.polled_at = time.time()
-        todo, drop = merge_backlog([found.flow_run for found in due])
+    def _do_next(self, client: SyncPrefectClient) -> float:
+        """Do the run that has been due for longest. Returns 0, or if none is due the seconds until one may be."""
+        until = utc_now() + timedelta(seconds=POLL_SECONDS)
+        found = client.get_scheduled_flow_runs_for_work_pool(RESIDENT_POOL, scheduled_before=until)
+        now = self._doing.polled_at = time.time()
+        runs = [entry.flow_run for entry in found]
+        todo, drop = merge_backlog([run for run in runs if _due_at(run) <= now + SOON_SECONDS])
         for run in drop:
             with suppress(ObjectNotFound):
                 client.delete_flow_run(run.id)
-        return bool(todo) and self._do(client, todo[0])
+        if todo and self._do(client, todo[0]):
+            return 0.0
+        later = [_due_at(run) - now for run in runs if _due_at(run) > now + SOON_SECONDS]
+        return min([POLL_SECONDS, *later])
 
     def _do(self, client: SyncPrefectClient, run: FlowRun) -> bool:
         flow = self._flow_of(client, run)

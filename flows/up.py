@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +112,10 @@ class _Child:
     def stop(self) -> None:
         self._stack.close()
 
+    def ask_to_end(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
     def restart(self, say: Say, why: str) -> None:
         say(f"the {self.name} is started again: {why} (log: {self.log})")
         self.stop()
@@ -198,7 +202,13 @@ def _start_children(stack: ExitStack, settings: Settings, *, with_service: bool)
     for child in children.values():
         stack.callback(child.stop)
         child.start()
+    stack.callback(_ask_to_end, children.values())  # called first: they end side by side
     return children
+
+
+def _ask_to_end(children: Iterable[_Child]) -> None:
+    for child in children:
+        child.ask_to_end()
 
 
 def _service_port(settings: Settings) -> int:

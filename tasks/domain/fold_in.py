@@ -88,3 +88,10 @@ def fold_in(
         solve_side(side, fixed, items.basis.spectrum, rows, turned, run, exact=True)
         rotate(rows, items.basis.rotation.T, run)
     return rows
+
+
+def load_kernels() -> None:
+    """Solve one user of a toy, so that the compiled loops are loaded before somebody waits for them."""
+    ones = np.ones(2, np.float32)
+    items = FixedItems(np.eye(2, dtype=np.float32), ItemWeights(ones, ones), FactorParameters(n_factors=2))
+    fold_in(sparse.csr_matrix(np.eye(1, 2, dtype=np.float32)), items)
