@@ -21,7 +21,7 @@ from urllib.parse import quote, urlencode
 
 import numpy as np
 
-from benchmarks.support.generated_lake import generated_home
+from benchmarks.support.generated_platform import generated_home
 from benchmarks.support.http_load import Ask, Service, load_process, send_load, summarize_answers
 from benchmarks.support.measured_process import describe_machine
 from benchmarks.support.running_platform import copy_home, make_key, resident_mb, running, wait_for_service
