@@ -137,11 +137,44 @@ def test_an_unfinished_creation_is_begun_again(new_folder, settings):
 
 def test_a_moved_folder_still_opens(folder, settings, tmp_path):
     with open_warehouse(folder, settings) as warehouse:
-        append(warehouse, *((f"v{n}", n) for n in range(500)))  # enough rows for a Parquet file
+        append(warehouse, *((f"v{n}", n) for n in range(600)))  # enough rows for a Parquet file
     assert list((folder / "data").rglob("*.parquet"))
     shutil.move(folder, tmp_path / "it's moved")
     with open_warehouse(tmp_path / "it's moved", settings) as warehouse:
-        assert len(stored(warehouse)) == 500
+        assert len(stored(warehouse)) == 600
+
+
+def options(warehouse):
+    rows = warehouse.read("select option_name, value, scope_entry from ducklake_options('lake')").to_pylist()
+    return {(row["option_name"], row["scope_entry"]): row["value"] for row in rows}
+
+
+def test_rows_are_stored_as_was_measured_to_be_fast_in_older_lakes_too(folder, settings):
+    with open_warehouse(folder, settings) as warehouse:
+        chosen = options(warehouse)
+        tables = {entry.rpartition(".")[2] for name, entry in chosen if name == "data_inlining_row_limit" and entry}
+        assert (chosen["parquet_version", None], chosen["parquet_compression", None]) == ("V2", "uncompressed")
+        assert {"user_profiles", "item_factors", "text_embeddings"} <= tables
+        assert not {"raw_events", "quarantine", "watermarks"} & tables
+        warehouse.commit(lambda transaction: transaction.execute("delete from layouts"))
+        warehouse.commit(lambda transaction: transaction.execute("call lake.set_option('parquet_version', '1')"))
+    with open_warehouse(folder, settings, read_only=True) as warehouse:
+        assert options(warehouse) == chosen
+
+
+def test_a_row_carries_the_snapshot_it_came_with_through_merging_and_expiry(warehouse):
+    """What the refresh reads as its change feed."""
+    first = append(warehouse, *((f"v{n}", n) for n in range(600)))
+    second = append(warehouse, ("w", 1))
+    third = append(warehouse, *((f"x{n}", n) for n in range(600)))
+    for _ in range(2):
+        warehouse.maintain(keep_from=None, keep=(), older_than=datetime(2100, 1, 1, tzinfo=UTC), unused_since=NOW)
+        append(warehouse, ("later", 1))
+    with pytest.raises(NotFoundError), warehouse.at(second):
+        pass
+    rows = warehouse.read("select snapshot_id, count(*) as n from watermarks group by all order by all").to_pylist()
+    assert [(row["snapshot_id"], row["n"]) for row in rows][:3] == [(first, 600), (second, 1), (third, 600)]
+    assert len(rows) == 5
 
 
 def test_settings_of_the_session_are_sane(warehouse):
@@ -365,7 +398,9 @@ def test_insertions_are_exactly_those_of_the_range(warehouse):
     assert feed(start, snapshots[-1]) == sorted(f"{letter}{n}" for n in range(5) for letter in "vw")
     assert feed(snapshots[0], snapshots[2]) == ["v1", "v2", "w1", "w2"]
     assert feed(snapshots[2], snapshots[2]) == []
-    assert warehouse.insertions("watermarks", snapshots[2], snapshots[2]).column_names == marks().column_names
+    assert warehouse.insertions("watermarks", snapshots[2], snapshots[2]).column_names == [
+        column.name for column in contracts()["watermarks"].columns
+    ]
     with pytest.raises(NotFoundError):
         feed(snapshots[2], snapshots[-1] + 5)
     with pytest.raises(NotFoundError, match="no_such_table"):
