@@ -52,29 +52,17 @@ def bring_items(
     Raises NotFoundError if nothing is published or the version has no watermark, GateError if a vector is not sound
     (the items stay as they are then), and ModelMissingError.
     """
-    with resources.index() as index, resources.warehouse() as warehouse:
-        version = version or serving_version(index)
-        began = time.perf_counter()
+    began = time.perf_counter()
+    if version is None:
+        with resources.index() as index:
+            version = serving_version(index)
+    with resources.warehouse() as warehouse:
         feed = read_arrivals(warehouse, version, most_texts)
         if feed.is_empty:
             return None
-        call = _Call(resources, warehouse, index, load_version(warehouse, version), now, began)
-        texts = load_unembedded(warehouse, call.model, feed.spoken)
-        part = load_catalog_part(warehouse, version, feed.item_ids)
-        call.lap("feed")
-        encoded = _encode(call, part.items, texts, most_texts)
-        call.lap("embed")
-        added = _build_items(call, part.items, encoded.failed)
-        n_changed = _write_index(call, part.items, added)
-        call.lap("index")
-        n_waiting = sum(item.wants_vector for item in part.items) - len(added.items) + feed.n_more
-        run = _run_record(call, feed, added, _note(encoded, n_waiting))
-        n_out = len(added.items) + n_changed + encoded.n_user_texts
-        if not (feed.n_received or n_out or encoded.failed):
-            _leave(call, feed, run)
-            return None
-        warehouse.commit(_writer(call, feed, part, added, run, encoded.is_complete))
-    return _receipt(call, run, len(feed.item_ids) + texts.num_rows, n_out)
+        with resources.index() as index:
+            call = _Call(resources, warehouse, index, load_version(warehouse, version), now, began)
+            return _bring(call, feed, most_texts)
 
 
 @dataclass(frozen=True)
@@ -120,6 +108,26 @@ class _Added(NamedTuple):
     @property
     def n_new(self) -> int:
         return sum(item.is_new for item in self.items)
+
+
+def _bring(call: _Call, feed: ArrivalFeed, most: int) -> Receipt | None:
+    warehouse, version = call.warehouse, call.model.version
+    texts = load_unembedded(warehouse, call.model, feed.spoken)
+    part = load_catalog_part(warehouse, version, feed.item_ids)
+    call.lap("feed")
+    encoded = _encode(call, part.items, texts, most)
+    call.lap("embed")
+    added = _build_items(call, part.items, encoded.failed)
+    n_changed = _write_index(call, part.items, added)
+    call.lap("index")
+    n_waiting = sum(item.wants_vector for item in part.items) - len(added.items) + feed.n_more
+    run = _run_record(call, feed, added, _note(encoded, n_waiting))
+    n_out = len(added.items) + n_changed + encoded.n_user_texts
+    if not (feed.n_received or n_out or encoded.failed):
+        _leave(call, feed, run)
+        return None
+    warehouse.commit(_writer(call, feed, part, added, run, encoded.is_complete))
+    return _receipt(call, run, len(feed.item_ids) + texts.num_rows, n_out)
 
 
 def _encode(call: _Call, items: Sequence[ArrivedItem], texts: pa.Table, most: int) -> _Encoded:
