@@ -141,7 +141,8 @@ class Follower:
             if self.live is None or self.live.version != version:
                 self._load(version)
             elif latest != self.snapshot:
-                self._follow(self.live, latest)
+                self._follow(self.live)
+                self.snapshot = latest  # what came meanwhile is looked at the next time
 
     def _serving_version(self) -> str | None:
         """What the index says; while it is away, what serves already, or what was published last."""
@@ -150,8 +151,10 @@ class Follower:
             return answer.version
         return self.live.version if self.live else load_last_published(self._warehouse)
 
-    def _follow(self, live: Live, latest: int) -> None:
-        before = self._fed
+    def _follow(self, live: Live) -> None:
+        """The watermark is read first: whatever its commit says of users who are not covered is in the feed then."""
+        progress = load_progress(self._warehouse, live.version)
+        latest = self._warehouse.latest_snapshot()
         try:
             self._take_others(latest)
         except NotFoundError:
@@ -159,9 +162,10 @@ class Follower:
             self._forget_all()
             self._load(live.version)
             return
-        if live.pending.has_missing_texts and self._warehouse.insertions("text_embeddings", before, latest).num_rows:
-            live.pending.fold_missing_texts()
-        progress = load_progress(self._warehouse, live.version)
+        if live.pending.has_missing_texts:
+            texts = self._warehouse.insertions("text_embeddings", self.snapshot, latest)
+            if texts.num_rows:
+                live.pending.fold_missing_texts()
         if progress.items_snapshot != live.progress.items_snapshot:
             live = self._reload_items(live, progress)
         _, n_waiting, oldest = live.pending.sizes()
@@ -169,7 +173,6 @@ class Follower:
         is_due = is_old and n_waiting < MAX_RECOUNTED and time.monotonic() - self._recounted > RECOUNT_SECONDS
         if progress.watermark != live.progress.watermark or is_due:
             self._take_profiles(live, progress, latest)
-        self.snapshot = latest
 
     def _take_others(self, latest: int) -> None:
         """Rows since the last look that this process has not committed itself. Raises NotFoundError if the feed has
@@ -232,7 +235,7 @@ class Follower:
                 state, pending, catalog, progress, self._clock(), self._resources.serves_from_memory, stack.pop_all()
             )
         self._replace(live)
-        self.snapshot = snapshot  # what came since then is looked at the next time
+        self.snapshot = snapshot
         seconds = time.perf_counter() - started
         logger.info("serving: version=%s items=%d seconds=%.2f", version, len(state.payloads), seconds)
 

@@ -27,8 +27,8 @@ def utc_now():
 
 @contextmanager
 def serving(world, **options):
-    """The service over a world, which looks around every 50 ms."""
-    chosen = {"follow_seconds": 0.05, "commit_seconds": 0.0, "wait_seconds": 5.0, **options}
+    """The service over a world, which looks around every 100 ms."""
+    chosen = {"follow_seconds": 0.1, "commit_seconds": 0.0, "wait_seconds": 5.0, **options}
     with OnlineService(world.resources, OnlineOptions(**chosen), utc_now) as service:
         yield service
 
@@ -155,7 +155,7 @@ def test_after_any_sequence_of_commits_every_vector_is_that_of_a_refresh(small_w
     small_world.embed_texts("space and robots")
     with serving(small_world, history_megabytes=0.005) as service:
         sent = []
-        for _ in range(25):
+        for _ in range(16):
             user_id, item_id = str(rng.choice(users)), f"i{rng.integers(40):02}"
             match rng.integers(7):
                 case 0 if sent:  # a correction, perhaps by somebody else
