@@ -61,7 +61,7 @@ class Running:
         return json.loads(self.first_line)["url"]
 
     def client(self):
-        return httpx.Client(base_url=self.url, headers={"X-API-Key": self.key}, timeout=10)
+        return httpx.Client(base_url=self.url, headers={"X-API-Key": self.key}, timeout=60)
 
     def end(self, number=signal.SIGTERM):
         """Seconds until it ended, its code, and what it said."""
