@@ -8,7 +8,8 @@ import importlib.util
 import os
 import random
 import shutil
-import sqlite3
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -46,6 +47,14 @@ _BUSY_SIGNS = ("database is locked", "transaction conflict", "failed to commit d
 _HOLDERS: set[tuple[int, str]] = set()
 _EXCLUSIVE: set[tuple[int, str]] = set()
 _IDLE: dict[int, list[duckdb.DuckDBPyConnection]] = {}
+
+_COMPACT = """
+import contextlib, sqlite3, sys
+with contextlib.closing(sqlite3.connect(sys.argv[1], timeout=float(sys.argv[2]))) as catalog:
+    catalog.execute("vacuum")
+    is_busy, _, _ = catalog.execute("pragma wal_checkpoint(truncate)").fetchone()
+sys.exit(is_busy)
+"""
 
 T = TypeVar("T")
 
@@ -120,14 +129,13 @@ class LakeStorage:
                 _EXCLUSIVE.discard(holder)
 
     def compact_catalog(self) -> bool:
-        """Write the catalog's file anew without what was deleted from it; False if another process keeps it busy."""
-        with contextlib.closing(sqlite3.connect(self._catalog, timeout=self._busy_seconds)) as catalog:
-            try:
-                catalog.execute("vacuum")
-                (is_busy, _, _) = catalog.execute("pragma wal_checkpoint(truncate)").fetchone()
-            except sqlite3.OperationalError:
-                return False
-        return not is_busy
+        """Write the catalog's file anew without what was deleted from it; False if another process keeps it busy.
+
+        A process of its own does it: two copies of SQLite in one process, DuckDB's and Python's, undo each other's
+        locks on the file.
+        """
+        command = [sys.executable, "-c", _COMPACT, str(self._catalog), str(self._busy_seconds)]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
     def retried(self, attempt: Callable[[], T], verb: str) -> T:
         """Run ``attempt`` again, after a random wait, for as long as the catalog is busy; translate other errors."""
