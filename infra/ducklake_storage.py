@@ -42,6 +42,10 @@ _INLINED_VECTORS = 10
 """The same for a table with vectors, which the catalog takes far more slowly than a file (1,000 profiles: 1.1 s against
 0.07 s)."""
 
+_EVENT_GROUP_ROWS = "500000"
+"""Rows of ``raw_events`` in one row group: large enough for dictionaries of ids (a fifth less bytes, a quarter less
+time to read 1,000 of 100,000 users), and small enough for two threads to share a few million rows."""
+
 _EXTENSIONS = ("sqlite_scanner", "ducklake")
 _BUSY_SIGNS = ("database is locked", "transaction conflict", "failed to commit ducklake transaction")
 _HOLDERS: set[tuple[int, str]] = set()
@@ -254,9 +258,10 @@ def _take_instance() -> duckdb.DuckDBPyConnection:
             "preserve_insertion_order": False,
         }
     )
+    connection.execute("set enable_progress_bar = false")  # first: a bar on stdout breaks what programs read there
     for name in _EXTENSIONS:
         connection.execute(f"load '{_extension(name)}'")
-    connection.execute("set enable_progress_bar = false; set timezone = 'UTC'")
+    connection.execute("set timezone = 'UTC'")
     return connection
 
 
@@ -310,6 +315,8 @@ def _set_options(connection: duckdb.DuckDBPyConnection) -> None:
     """Options of one table can only be set once the transaction that made it has ended."""
     for name, value in _OPTIONS.items():
         connection.execute("call lake.set_option($name, $value)", {"name": name, "value": value})
+    groups = {"value": _EVENT_GROUP_ROWS, "table": "raw_events"}
+    connection.execute("call lake.set_option('parquet_row_group_size', $value, table_name => $table)", groups)
     for table, contract in contracts().items():
         if any(column.type == "FLOAT[]" for column in contract.columns):
             option = {"value": str(_INLINED_VECTORS), "table": table}

@@ -6,8 +6,10 @@ any other. It knows nothing of profiles or of the index.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,17 +25,15 @@ logger = logging.getLogger(__name__)
 class Feed:
     """Whose profiles are no longer true, those who wait longest first, and when their events arrived.
 
-    ``changed_at`` are the snapshots of the last change of each user. ``arrived_at`` are the times, in seconds since
-    1970, after which half of the ``n_events`` came, 95 % and 99 %; None without events. ``note`` says what was out of
-    the ordinary.
+    ``changed_at`` are the snapshots of the last change of each user; ``arrived_at`` (n_events,) are seconds since 1970.
+    ``note`` says what was out of the ordinary.
     """
 
     from_snapshot: int
     to_snapshot: int
     user_ids: tuple[str, ...]
     changed_at: tuple[int, ...] = ()
-    n_events: int = 0
-    arrived_at: tuple[float, float, float] | None = None
+    arrived_at: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     note: str = ""
 
 
@@ -60,9 +60,8 @@ def read_feed(warehouse: Warehouse, version: str, *, with_moved: bool = True) ->
     changed_at |= dict.fromkeys(more, to)
     if not changed_at:
         return None
-    counted = warehouse.read(query_sql("fed_events"), {"after": after, "to": to}).to_pylist()[0]
-    arrived_at = tuple(counted["arrived_at"]) if counted["n_events"] else None
-    return Feed(after, to, tuple(changed_at), tuple(changed_at.values()), counted["n_events"], arrived_at, note)
+    arrived_at = found["arrived_at"].combine_chunks().flatten().to_numpy()
+    return Feed(after, to, tuple(changed_at), tuple(changed_at.values()), arrived_at, note)
 
 
 def without_settled(warehouse: Warehouse, version: str, feed: Feed) -> Feed:

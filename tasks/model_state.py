@@ -250,6 +250,8 @@ def load_text_embeddings(
     warehouse: Warehouse, content_hashes: pa.ChunkedArray, encoder_id: str, width: int
 ) -> dict[str, Floats]:
     """Embeddings (width,) of user texts by content hash; texts that are not embedded yet are left out."""
+    if len(content_hashes) == 0:
+        return {}
     wanted = pa.table({"content_hash": content_hashes.unique()})
     rows = warehouse.read(query_sql("text_embeddings_of"), {"encoder_id": encoder_id}, {"wanted_texts": wanted})
     vectors = matrix_from_lists(rows["embedding"], width)

@@ -283,19 +283,20 @@ def _load_histories(step: _Step, feed: Feed, user_ids: Sequence[str]) -> tuple[H
 
 def _run_record(step: _Step, feed: Feed, n_users: int, n_missing_texts: int) -> NearlineRun:
     finished_at = step.now + timedelta(seconds=step.watch.elapsed)
-    lags = [max(finished_at.timestamp() - at, 0.0) for at in feed.arrived_at] if feed.arrived_at else [None] * 3
+    lags = np.maximum(finished_at.timestamp() - feed.arrived_at, 0)
+    p50, p95, p99 = np.percentile(lags, [50, 95, 99]).tolist() if len(lags) else (None, None, None)
     return NearlineRun(
         version=step.model.version,
         from_snapshot=feed.from_snapshot,
         to_snapshot=feed.to_snapshot,
-        n_events=feed.n_events,
+        n_events=len(feed.arrived_at),
         n_users=n_users,
         n_missing_texts=n_missing_texts,
         started_at=step.now,
         finished_at=finished_at,
-        lag_p50_seconds=lags[0],
-        lag_p95_seconds=lags[1],
-        lag_p99_seconds=lags[2],
+        lag_p50_seconds=p50,
+        lag_p95_seconds=p95,
+        lag_p99_seconds=p99,
         stage_seconds=dict(step.watch.seconds),
         note=feed.note,
     )
