@@ -21,6 +21,9 @@ from warehouse.catalog import Contract, contracts
 
 T = TypeVar("T")
 
+_SMALL_FILE_BYTES = 4_000_000
+"""Files up to this size are merged whenever a table is flushed: about 300,000 events."""
+
 
 @contextmanager
 def open_warehouse(folder: Path, settings: WarehouseSettings, *, read_only: bool = False) -> Iterator[Warehouse]:
@@ -113,10 +116,14 @@ class DuckLakeWarehouse:
         }
 
     def flush(self, table: str) -> int:
-        """Write the rows of one table that lie in the catalog to a file; see the port."""
-        sql, name = "call ducklake_flush_inlined_data('lake', table_name => $name)", {"name": _contract(table).table}
+        """Write the rows of one table that lie in the catalog to a file, and merge small ones; see the port."""
+        of_table: dict[str, object] = {"name": _contract(table).table}
+        flush = "call ducklake_flush_inlined_data('lake', table_name => $name)"
+        merge = "call ducklake_merge_adjacent_files('lake', $name, max_file_size => $bytes)"
         with self._storage.write_lock(), self._cursor() as cursor:
-            return _total(self._storage.retried(lambda: _fetch(cursor, sql, name), "write to"), "rows_flushed")
+            flushed = self._storage.retried(lambda: _fetch(cursor, flush, of_table), "write to")
+            self._storage.retried(lambda: _fetch(cursor, merge, {**of_table, "bytes": _SMALL_FILE_BYTES}), "write to")
+        return _total(flushed, "rows_flushed")
 
     def maintain(
         self, *, keep_from: int | None, keep: Collection[int], older_than: datetime, unused_since: datetime
@@ -165,7 +172,7 @@ class DuckLakeWarehouse:
     def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
         cursor = self._connection.cursor()
         try:
-            cursor.execute("use lake; set timezone = 'UTC'; set enable_progress_bar = false")
+            cursor.execute("set enable_progress_bar = false; set timezone = 'UTC'; use lake")
             yield cursor
         finally:
             cursor.close()

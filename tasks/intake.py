@@ -26,8 +26,8 @@ FULL_GROUP_ROWS = 1000
 MAX_GROUP_ROWS = 5000
 """One commit takes no more (but one request whole): a longer one would hold up its callers and other writers."""
 FLUSHED_ROWS = 50_000
-"""After so many rows, those that small commits left in the catalog go to a file: reading them takes a second for each
-million, and maintenance comes only once a week. A flush takes about 0.2 s, after the answers."""
+"""After so many rows, what small commits left in the catalog goes to a file, and small files become one: else reading
+them would take longer and longer, and maintenance comes only once a week. It takes about 0.2 s, after the answers."""
 RECALLED = timedelta(hours=1)
 """Rows received within this time before a start are known to it."""
 _KINDS: tuple[IntakeKind, ...] = ("events", "items", "users")

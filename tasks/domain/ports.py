@@ -105,9 +105,9 @@ class Warehouse(Protocol):
         """
 
     def flush(self, table: str) -> int:
-        """Write the rows of a table that small commits left in the catalog to a file; returns how many there were.
+        """Write the rows of a table that small commits left in the catalog to a file, and merge small files of it.
 
-        What the table holds now and held at any snapshot stays the same, and so does its change feed. Raises
+        Returns how many rows lay in the catalog. What the table holds now and held at any snapshot stays the same, and so does its change feed. Raises
         WarehouseBusyError.
         """
 
