@@ -10,7 +10,7 @@ from flows.deployments import (
     crash_unfinished_runs,
     drop_missed_runs,
     load_recent_runs,
-    make_work_pool,
+    make_work_pools,
     register_deployments,
     trigger_flow,
 )
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.server
 
 @pytest.fixture(scope="module")
 def registered(prefect_server):
-    make_work_pool()
-    make_work_pool()
+    make_work_pools()
+    make_work_pools()
     register_deployments()
 
 

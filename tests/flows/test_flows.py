@@ -140,7 +140,8 @@ def test_nearline_serves_what_happened_since(small_world, run_on, api):
     assert [(r.stage, r.n_in, r.n_out) for r in summary.receipts] == [("refresh", 1, 1)]
     assert liked not in {item.item_id for item in recommend_to_user(resources, "u01", k=3).items}
     run = api.last_run("nearline")
-    assert run["state"]["message"] == "1 users from 1 events in v1."
+    assert run["state"]["message"].startswith("1 users from 1 events, lag p95 ")
+    assert "version:v1" in run["tags"]
     (row,) = json.loads(api.artifact("nearline-refresh", run["id"]))
     assert (row["users"], row["events"]) == (1, 1)
     assert any(run["id"] in str(event["related"]) for event in api.events("nearline.refresh.completed"))

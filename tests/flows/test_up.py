@@ -1,7 +1,9 @@
-"""``nearline up`` as people use it: a server on loopback, the deployments, a worker, and runs through the REST API."""
+"""``nearline up`` as people use it: a server on loopback, the deployments, the workers, the HTTP service, and runs
+through the REST API."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +25,7 @@ FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 def environment(home):
     """Only what a person has: no variable of Prefect's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT", "NEARLINE", "COV"))}
-    return {**kept, "NEARLINE_HOME": str(home)}
+    return {**kept, "NEARLINE_HOME": str(home), "NEARLINE_SERVICE__PORT": "0"}
 
 
 def nearline(home, *arguments):
@@ -51,7 +53,7 @@ def up(small_world, tmp_path):
             time.sleep(0.2)
         server = find_server(home)
         assert server is not None
-        yield process, server
+        yield process, server, log
     finally:
         process.send_signal(signal.SIGINT)
         try:
@@ -68,11 +70,31 @@ def children(pid):
     return psutil.Process(pid).children(recursive=True)
 
 
+def wait_until_healthy(api):
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return api.get("health").raise_for_status()
+        except httpx.HTTPError:
+            assert time.monotonic() < deadline, "the server does not answer again"
+            time.sleep(0.3)
+
+
+def ask(api, path, document):
+    """Ask again where the server says that its database is busy."""
+    for _ in range(20):
+        answer = api.post(path, json=document)
+        if answer.status_code != 503:
+            break
+        time.sleep(0.5)
+    return answer.raise_for_status().json()
+
+
 def trigger(api, flow, parameters):
     """As docs/api.md says it; returns the run when it has ended."""
+    wait_until_healthy(api)
     deployment = api.get(f"deployments/name/{flow}/{flow}").raise_for_status().json()
-    asked = api.post(f"deployments/{deployment['id']}/create_flow_run", json={"parameters": parameters})
-    run = asked.raise_for_status().json()
+    run = ask(api, f"deployments/{deployment['id']}/create_flow_run", {"parameters": parameters})
     deadline = time.monotonic() + 100
     while run["state_type"] not in FINAL:
         assert time.monotonic() < deadline, run["state"]
@@ -82,11 +104,12 @@ def trigger(api, flow, parameters):
 
 
 def test_up_registers_schedules_serves_the_api_and_ends_whole(up, small_world):
-    process, server = up
+    process, server, log = up
     home = small_world.resources.home
     started = children(process.pid)
     with httpx.Client(base_url=f"{server.api_url}/", timeout=30) as api:
         check_deployments(api)
+        check_service(log)
         event = {"user_id": ["u01"], "item_id": ["i05"], "event_type": ["like"], "occurred_at": [NOW]}
         append_events(small_world.resources, pa.table(event), source="test", now=small_world.tick())
         check_nearline(trigger(api, "nearline", {}), api)
@@ -126,7 +149,7 @@ def check_deployments(api):
             assert parameter.get("description"), f"{deployment['name']}: {name}"
     schedules = {d["name"]: [s["schedule"] for s in d["schedules"] if s["active"]] for d in found}
     assert schedules["backfill"] == []
-    assert schedules["nearline"][0]["interval"] == 60
+    assert schedules["nearline"][0]["interval"] == 15
     assert (schedules["daily_batch"][0]["cron"], schedules["daily_batch"][0]["timezone"]) == ("0 2 * * *", "UTC")
 
 
@@ -139,19 +162,46 @@ def check_nearline(run, api):
     assert (row["users"], row["events"]) == (1, 1)
 
 
-def kill_worker(pid):
-    """Kill it, and return when another one has taken its place."""
-    first = next(child for child in children(pid) if "worker" in child.cmdline())
+def check_service(log):
+    """It answers who has the key that was printed, and nobody else."""
+    url, key = re.search(r"HTTP service: (\S+)  API key: (\S+)", log.read_text()).groups()
+    with httpx.Client(base_url=url, timeout=30) as service:
+        answer = service.get("/v1/users/u01/recommendations", headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == 200, answer.text
+        assert len(answer.json()["items"]) == 10
+        assert service.get("/v1/users/u01/recommendations").status_code == 401
+
+
+def wait_for_service(log):
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return check_service(log)
+        except httpx.TransportError:
+            assert time.monotonic() < deadline, "the service does not answer again"
+            time.sleep(0.3)
+
+
+def kill_child(pid, word):
+    """Kill one, and return when another has taken its place and could begin to work."""
+    first = next(child for child in children(pid) if word in child.cmdline())
     first.kill()
-    deadline = time.monotonic() + 20
-    while not any("worker" in child.cmdline() for child in children(pid) if child.pid != first.pid):
-        assert time.monotonic() < deadline, "the worker was not started again"
+    deadline = time.monotonic() + 60
+    while not any(word in child.cmdline() for child in children(pid) if child.pid != first.pid):
+        assert time.monotonic() < deadline, f"{word} was not started again"
         time.sleep(0.2)
 
 
-def test_a_killed_worker_comes_back_and_a_killed_up_takes_its_children_with_it(up, small_world):
-    process, _ = up
-    kill_worker(process.pid)
+def test_killed_children_come_back_and_a_killed_up_takes_them_with_it(up, small_world):
+    process, server, log = up
+    kill_child(process.pid, "worker")
+    kill_child(process.pid, "flows.resident")
+    kill_child(process.pid, "serve")
+    wait_for_service(log)
+    kill_child(process.pid, "server")
+    with httpx.Client(base_url=f"{server.api_url}/", timeout=30) as api:
+        run = trigger(api, "nearline", {})
+    assert run["state_type"] == "COMPLETED"
     started = children(process.pid)
     assert len(started) >= 2
     process.kill()
