@@ -190,7 +190,7 @@ def up(
     def ready(running: Running) -> None:
         console.print(f"[bold green]Nearline is up.[/bold green] UI: {running.ui_url}  REST API: {running.api_url}")
         if running.service_url:
-            console.print(f"HTTP service: {running.service_url}  API key: {running.key}", highlight=False)
+            console.print(f"HTTP service: {running.service_url}  API key: {running.key}", soft_wrap=True)
         console.print("Trigger a run: nearline trigger daily_batch    Stop: Ctrl-C", highlight=False)
 
     def say(text: str) -> None:
@@ -494,15 +494,18 @@ def status(as_json: Json = False) -> None:
 
     from flows.clock import utc_now
     from flows.status_page import find_recent_runs, status_page
+    from infra.loop_files import read_findings
     from tasks.status import load_status
 
     resources, settings = _resources()
     found = load_status(resources, now=utc_now())
+    findings = read_findings(settings.home, utc_now())
     url, runs = find_recent_runs(settings)
     if as_json:
-        _write({**asdict(found), "home": settings.home, "ui": url, "last_runs": [asdict(run) for run in runs]})
+        about = {"home": settings.home, "ui": url, "last_runs": [asdict(run) for run in runs]}
+        _write({**asdict(found), **about, "findings": [asdict(problem) for problem in findings]})
     else:
-        _console().print(status_page(found, settings.home, url, runs))
+        _console().print(status_page(found, settings.home, url, runs, findings))
 
 
 @app.command(rich_help_panel=OPERATE)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from infra.prefect_server import try_connect_prefect
 from infra.settings import Settings
+from tasks.domain.online import Problem
 from tasks.status import FailedCheck, PlatformStatus
 
 if TYPE_CHECKING:
@@ -26,13 +27,21 @@ def find_recent_runs(settings: Settings) -> "tuple[str | None, list[RecentRun]]"
         return load_recent_runs()
 
 
-def status_page(status: PlatformStatus, home: Path, ui_url: str | None, runs: "Sequence[RecentRun]") -> Group:
+def status_page(
+    status: PlatformStatus,
+    home: Path,
+    ui_url: str | None,
+    runs: "Sequence[RecentRun]",
+    findings: Sequence[Problem] = (),
+) -> Group:
     """Everything a person needs at one look, the next step last."""
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
     for name, value in _facts(status, home, ui_url):
         facts.add_row(name, Text(value))
     parts: list[Table | Text] = [facts]
+    for problem in findings:
+        parts.append(Text.assemble("\n", (f"{problem.name}: ", "bold red"), f"{problem.text} {problem.advice}"))
     if runs:
         parts += [Text("\nLast runs", style="bold"), _runs_table(runs)]
     if status.failed_checks:
@@ -49,6 +58,7 @@ def _facts(status: PlatformStatus, home: Path, ui_url: str | None) -> list[tuple
         ("home", str(home)),
         ("serving", _serving(status)),
         ("profiles", _freshness(status)),
+        *_refreshes(status),
         ("index", status.index),
         ("received", raw),
         ("quarantine", f"{rows['quarantine']:,} rows{look}"),
@@ -64,15 +74,35 @@ def _serving(status: PlatformStatus) -> str:
 
 
 def _freshness(status: PlatformStatus) -> str:
-    if status.watermark is None:
-        return "none"
-    waiting = "an unknown number of" if status.n_waiting_events is None else f"{status.n_waiting_events:,}"
-    text = f"true for snapshot {status.watermark}; {waiting} events wait"
-    if status.last_refresh is not None:
-        last = status.last_refresh
-        lag = "" if last.lag_p95_seconds is None else f", lag p95 {_age(last.lag_p95_seconds)}"
-        text += f"; last refresh {last.finished_at:%Y-%m-%d %H:%M:%S} UTC, {last.n_users:,} users{lag}"
-    return text
+    return "none" if status.watermark is None else f"true for snapshot {status.watermark}; {_waiting(status)}"
+
+
+def _waiting(status: PlatformStatus) -> str:
+    if not status.n_waiting_events:
+        return "no events wait"
+    oldest = status.oldest_waiting_seconds
+    return f"{status.n_waiting_events:,} events wait" + (f", the oldest for {_age(oldest)}" if oldest else "")
+
+
+def _refreshes(status: PlatformStatus) -> list[tuple[str, str]]:
+    """The last refresh that found events, and those of the last hour together."""
+    last, hour = status.last_refresh, status.last_hour
+    if last is None:
+        return []
+    lags = _lags(last.lag_p50_seconds, last.lag_p95_seconds, last.lag_p99_seconds)
+    when = f"{last.finished_at:%Y-%m-%d %H:%M:%S} UTC"
+    rows = [("last refresh", f"{when}: {last.n_users:,} users from {last.n_events:,} events{lags}")]
+    if hour.n_refreshes:
+        lags = _lags(hour.lag_p50_seconds, hour.lag_p95_seconds, hour.lag_p99_seconds, "at most ")
+        text = f"{hour.n_refreshes:,} refreshes: {hour.n_users:,} users from {hour.n_events:,} events{lags}"
+        rows.append(("last hour", text))
+    return rows
+
+
+def _lags(p50: float | None, p95: float | None, p99: float | None, how: str = "") -> str:
+    if p50 is None or p95 is None or p99 is None:
+        return ""
+    return f"; lag p50 {how}{p50:.1f} s, p95 {p95:.1f} s, p99 {p99:.1f} s"
 
 
 def _runs_table(runs: "Sequence[RecentRun]") -> Table:
