@@ -4,6 +4,7 @@ It knows nothing of HTTP. Many threads may call it at once; an answer is all of 
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from tasks.domain.errors import IndexUnavailableError, NotFoundError, OverloadedError, SettingsError
+from tasks.domain.errors import IndexUnavailableError, NearlineError, NotFoundError, OverloadedError, SettingsError
 from tasks.domain.online import (
     BelievedProfile,
     ErasureReceipt,
@@ -41,6 +42,9 @@ from tasks.online.problems import (
 from tasks.online.state import UserView
 
 Floats = npt.NDArray[np.float32]
+WARM_AFTER_SECONDS = 10.0
+"""The encoder is loaded so long after the start, so that the first free text need not wait for it, and the start need
+not either."""
 OVERLOAD_SECONDS = 10.0
 """How long the intake is called overloaded after it last refused rows."""
 
@@ -72,6 +76,8 @@ class OnlineService:
         self._stack = ExitStack()
         self._encoder: TextEncoder | None = None
         self._overloaded_at = -OVERLOAD_SECONDS
+        self._warmer = threading.Timer(WARM_AFTER_SECONDS, self._warm)
+        self._warmer.daemon = True
 
     def __enter__(self) -> "OnlineService":
         with ExitStack() as stack:
@@ -92,6 +98,8 @@ class OnlineService:
                     on_commit=self._follower.take_commit,
                 )
             )
+            stack.callback(self._warmer.cancel)
+            self._warmer.start()
             self._stack = stack.pop_all()
         return self
 
@@ -276,6 +284,18 @@ class OnlineService:
             load_history=lambda: self._folder.history(model, live.catalog, user_id),
             load_embeddings=lambda content_hashes: self._folder.embeddings(model, content_hashes),
         )
+
+    def _warm(self) -> None:
+        """Load the encoder, unless a request has done so already; one that cannot be had is that request's trouble."""
+        if self._encoder is not None:
+            return
+        try:
+            encoder = self._resources.encoder()
+            encoder.encode(["warm"])
+        except NearlineError as error:
+            logger.warning("the encoder was not loaded: error=%s", type(error).__name__)
+            return
+        self._encoder = encoder
 
     def _embed(self, live: Live, text: str) -> Floats:
         """A text as (text_width,); the encoder is loaded by the first one."""
