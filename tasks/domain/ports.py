@@ -107,8 +107,8 @@ class Warehouse(Protocol):
     def flush(self, table: str) -> int:
         """Write the rows of a table that small commits left in the catalog to a file, and merge small files of it.
 
-        Returns how many rows lay in the catalog. What the table holds now and held at any snapshot stays the same, and so does its change feed. Raises
-        WarehouseBusyError.
+        Returns how many rows lay in the catalog. What the table holds now and held at any snapshot stays the same, and
+        so does its change feed. Raises WarehouseBusyError.
         """
 
     def maintain(
