@@ -51,7 +51,7 @@ AWAY_SECONDS = 2.0
 ASK_AGAIN_SECONDS = 10.0
 """How long an event that asked for a refresh is given to bring one."""
 EMPTY_STATE = "Skipped"
-KEEP_EMPTY = timedelta(hours=24)
+KEEP_EMPTY = timedelta(hours=6)
 EXPIRE_EVERY_SECONDS = 600.0
 EXPIRE_AT_MOST = 500
 _BULK = 50

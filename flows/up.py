@@ -186,7 +186,7 @@ def _start_children(stack: ExitStack, settings: Settings, *, with_service: bool)
     """The worker of the batch, the resident one of the loop, and the HTTP service."""
     logs = settings.home / "prefect"
     batch = ["worker", "start", "--pool", "nearline", "--type", "process", "--name", f"up-{os.getpid()}"]
-    quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING"}
+    quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING", "MALLOC_ARENA_MAX": "2"}
     children = {
         "worker": _Child("worker", logs / "worker.log", lambda: run_prefect(settings, batch, logs / "worker.log")),
         "resident": _Child(
