@@ -91,10 +91,15 @@ class LakeStorage:
 
         Raises TerminalError for a layout newer than this program knows.
         """
-        if _missing(connection) or _layout(connection) < LAYOUT:
+        if _missing(connection) or (layout := _layout(connection)) < LAYOUT:
             with self.write_lock(), self._instance(self._catalog) as writer:
                 self.retried(lambda: _complete_layout(writer), "complete the tables of")
-        _check_known(connection)
+            layout = _layout(connection)
+        if layout > LAYOUT:
+            raise TerminalError(
+                f"The warehouse has layout {layout}, and this program knows layouts up to {LAYOUT}: "
+                "a newer Nearline wrote it. Install that version."
+            )
 
     @contextmanager
     def write_lock(self) -> Iterator[None]:
@@ -325,14 +330,6 @@ def _set_options(connection: duckdb.DuckDBPyConnection) -> None:
 
 def _layout(connection: duckdb.DuckDBPyConnection) -> int:
     return int(connection.execute("select coalesce(max(layout), 0) from layouts").fetchall()[0][0])
-
-
-def _check_known(connection: duckdb.DuckDBPyConnection) -> None:
-    if _layout(connection) > LAYOUT:
-        raise TerminalError(
-            f"The warehouse has layout {_layout(connection)}, and this program knows layouts up to {LAYOUT}: "
-            "a newer Nearline wrote it. Install that version."
-        )
 
 
 def _add_columns(connection: duckdb.DuckDBPyConnection, table: str, columns: list[Column]) -> None:

@@ -49,6 +49,8 @@ LOCK_SECONDS = 600.0
 
 logger = logging.getLogger(__name__)
 _KEPT_ITEMS: dict[str, tuple[object, ModelVersion, ItemSpace]] = {}
+_QUIET: dict[str, int] = {}
+"""The last snapshot at which nothing was new, by home and version: nobody has to look twice."""
 
 
 def refresh(
@@ -67,7 +69,7 @@ def refresh(
         version = version or serving_version(index)
         with refreshing(resources, version), resources.warehouse() as warehouse:
             watch.lap("open")
-            feed = read_feed(warehouse, version, with_moved=False)
+            feed = _read_news(resources, warehouse, version)
             watch.lap("feed")
             if feed is None:
                 logger.info("refresh version=%s nothing new", version)
@@ -215,6 +217,16 @@ def _step(
     model, items = _load_items(resources, warehouse, version)
     watch.lap("items")
     return _Step(resources, warehouse, index, model, items, feed.to_snapshot, now, watch)
+
+
+def _read_news(resources: Resources, warehouse: Warehouse, version: str) -> Feed | None:
+    key, latest = f"{resources.home}/{version}", warehouse.latest_snapshot()
+    if _QUIET.get(key) == latest:
+        return None
+    feed = read_feed(warehouse, version, with_moved=False)
+    if feed is None:
+        _QUIET[key] = latest
+    return feed
 
 
 def _load_items(resources: Resources, warehouse: Warehouse, version: str) -> tuple[ModelVersion, ItemSpace]:
