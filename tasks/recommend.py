@@ -33,7 +33,8 @@ from tasks.neighbours import load_neighbours
 from tasks.online.answers import NAMED_REASONS, item_filter, recommend
 from tasks.online.asking import check_request
 from tasks.online.state import ServingState, UserView, load_state
-from tasks.refresh import serving_version, user_points
+from tasks.profile_rows import user_points
+from tasks.refresh import serving_version
 
 Floats = npt.NDArray[np.float32]
 

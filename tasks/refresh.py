@@ -15,7 +15,6 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from filelock import FileLock, Timeout
@@ -24,12 +23,10 @@ from tasks.change_feed import Feed, load_rows, without_settled
 from tasks.change_feed import read_feed as read_feed
 from tasks.change_feed import read_watermark as read_watermark
 from tasks.domain.errors import NotFoundError, WarehouseBusyError
-from tasks.domain.fusion import fuse_queries
 from tasks.domain.ports import Resources, Transaction, VectorIndex, Warehouse
 from tasks.domain.profile_gate import check_profiles
 from tasks.domain.profiles import Histories, ItemSpace, Profiles, compute_profiles
-from tasks.domain.records import CheckResult, NearlineRun, UserPayload
-from tasks.domain.vectors import lists_from_matrix
+from tasks.domain.records import CheckResult, NearlineRun
 from tasks.model_state import (
     ModelVersion,
     build_history_rows,
@@ -38,6 +35,7 @@ from tasks.model_state import (
     load_text_embeddings,
     load_version,
 )
+from tasks.profile_rows import profile_rows, user_points
 from tasks.progress import progress_of
 from warehouse.catalog import query_sql
 
@@ -134,36 +132,6 @@ def serving_version(index: VectorIndex) -> str:
             "`nearline run daily_batch`. If the index was lost: `nearline rebuild-index`."
         )
     return version
-
-
-def profile_rows(profiles: Profiles, version: str, as_of_snapshot: int, now: datetime) -> pa.Table:
-    """Rows of ``user_profiles``."""
-    n = len(profiles.user_ids)
-    return pa.table(
-        {
-            "version": pa.array([version] * n, pa.string()),
-            "user_id": pa.array(profiles.user_ids, pa.string()),
-            "text_embedding": lists_from_matrix(profiles.text),
-            "factors": lists_from_matrix(profiles.factors),
-            "n_history": pa.array(profiles.n_history, pa.int64()),
-            "alpha": pa.array(profiles.alpha, pa.float64()),
-            "beta": pa.array(profiles.beta, pa.float64()),
-            "drift": pa.array(profiles.drift, pa.float64()),
-            "seen_items": pa.array(profiles.seen or [()] * n, pa.list_(pa.string())),
-            "as_of_snapshot": pa.array([as_of_snapshot] * n, pa.int64()),
-            "refreshed_at": pa.array([now] * n, pa.timestamp("us", tz="UTC")),
-        }
-    )
-
-
-def user_points(
-    profiles: Profiles, model: ModelVersion, as_of_snapshot: int
-) -> tuple[npt.NDArray[np.float32], list[UserPayload]]:
-    """Query vectors (n, width) and their payloads, as ``VectorIndex.upsert_users`` takes them."""
-    vectors = fuse_queries(profiles.text, profiles.factors, profiles.alpha, profiles.beta, model.recipe.fusion)
-    numbers = (profiles.n_history.tolist(), profiles.alpha.tolist(), profiles.beta.tolist())
-    columns = zip(profiles.user_ids, *numbers, profiles.seen or [()] * len(profiles.user_ids), strict=True)
-    return vectors, [UserPayload(u, n, alpha, beta, as_of_snapshot, seen) for u, n, alpha, beta, seen in columns]
 
 
 class _Stopwatch:

@@ -24,8 +24,8 @@ from tasks.domain.records import Receipt
 from tasks.domain.splits import split_user_tail
 from tasks.domain.vectors import lists_from_matrix, matrix_from_lists
 from tasks.model_state import ModelVersion, load_version
+from tasks.profile_rows import profile_rows
 from tasks.progress import StageEvent, tell
-from tasks.refresh import profile_rows
 from tasks.training_inputs import (
     FactorChoice,
     TrainingInputs,

@@ -23,8 +23,8 @@ from tasks.domain.profiles import Recipe, compute_profiles
 from tasks.domain.records import ItemPayload
 from tasks.domain.vectors import lists_from_matrix, unit_rows
 from tasks.model_state import load_histories, load_item_space, load_version
+from tasks.profile_rows import profile_rows, user_points
 from tasks.publish import publish_version
-from tasks.refresh import profile_rows, user_points
 from tasks.transform import build_models
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

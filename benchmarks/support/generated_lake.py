@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import pyarrow as pa
 from infra.resources import LocalResources
 from tasks.domain.factor_model import FactorParameters
 from tasks.domain.fusion import Bucket, Fusion
-from tasks.domain.ports import Resources, Transaction
+from tasks.domain.ports import Resources, Transaction, VectorIndex
 from tasks.domain.profiles import Recipe
 from tasks.domain.records import UserPayload
 from tasks.domain.vectors import lists_from_matrix, unit_rows
@@ -36,7 +37,8 @@ select
     'item-' || lpad(cast(cast(floor($n_items * power(hash(range) / 18446744073709551616.0, 5)) as bigint) as varchar),
         6, '0') as item_id,
     case when hash(range, 1) % 10 < 7 then 'view' else 'like' end as event_type,
-    cast($begin as timestamptz) + to_seconds(range) as occurred_at,
+    cast($begin as timestamptz) + to_microseconds(range * 1000000 + cast(hash(range, 2) % 1000000 as bigint))
+        as occurred_at,
     'batch-' || lpad(cast(range // 1000 as varchar), 9, '0') as batch_id,
     'generated' as source,
     range % 1000 + 1 as source_row,
@@ -82,9 +84,9 @@ class LakeResources(LocalResources):
     """The real adapters, with an index that writes nothing."""
 
     @contextmanager
-    def index(self) -> Iterator[CountingIndex]:  # type: ignore[override]
+    def index(self) -> Iterator[VectorIndex]:
         """An index whose writes take no time."""
-        yield CountingIndex()
+        yield cast(VectorIndex, CountingIndex())
 
 
 def generate_lake(resources: Resources, size: LakeSize, *, seed: int = 0) -> None:
@@ -108,7 +110,7 @@ def new_events(size: LakeSize, user_numbers: npt.NDArray[np.int64], now: datetim
     when = pa.array([now] * n, pa.timestamp("us", tz="UTC"))
     return pa.table(
         {
-            "event_id": [hashlib.md5(f"{name}/{k}".encode()).hexdigest() for k in range(n)],  # noqa: S324 - an id
+            "event_id": [hashlib.md5(f"{name}/{k}".encode()).hexdigest() for k in range(n)],
             "user_id": [f"user-{user:07}" for user in user_numbers],
             "item_id": [f"item-{(user * 7919) % size.n_items:06}" for user in user_numbers],
             "event_type": ["like"] * n,
