@@ -69,7 +69,7 @@ def run(home: Path, n_kills: int, seed: int, *, show: bool) -> dict[str, Any]:
     """The whole measurement on one home."""
     resources = build_resources(load_settings(home=home))
     key, rng = make_key(home), np.random.default_rng(seed)
-    with running(home, "up", "--port", "0") as platform:
+    with running(home, "up") as platform:
         service = wait_for_service(home, key)
         load = _Load(home, key, service, *_population(resources))
         load.start()

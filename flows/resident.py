@@ -35,6 +35,7 @@ from flows.deployments import RESIDENT_POOL
 from flows.run_context import share_resources
 from infra.kept_open import KeptOpenResources
 from infra.loop_files import Beat, process_lives, read_beat, write_beat
+from infra.math_threads import limit_math_threads
 from infra.prefect_events import emit
 from infra.settings import Settings, load_settings
 from tasks.domain.errors import NearlineError
@@ -67,6 +68,7 @@ def main() -> int:
     settings = load_settings()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logger.setLevel(settings.log_level)
+    limit_math_threads()
     resources = KeptOpenResources(settings)
     load_kernels()
     with _stop_on_signals(), share_resources(resources):

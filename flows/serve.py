@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from infra.key_store import KeyStore, make_private_folder, write_private
+from infra.math_threads import limit_math_threads
 from infra.settings import Settings
 from tasks.domain.errors import InputError, TerminalError
 
@@ -49,6 +50,7 @@ def run_service(settings: Settings, host: str, port: int, on_ready: Callable[[Se
     InputError if the address cannot be had.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    limit_math_threads()
     with (
         _stop_on_signals(),
         _only_one(settings.home),

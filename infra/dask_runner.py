@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from infra.math_threads import VARIABLES as MATH_THREAD_VARIABLES
 from infra.settings import ComputeSettings
 from tasks.domain.errors import ComputeLostError
 from tasks.domain.ports import Compute
@@ -155,5 +156,4 @@ def _worker_process() -> type:
 
 def _threads(n: str) -> dict[str, str]:
     """The one place where the threads of a worker's libraries are set, before they are imported."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "NUMBA_NUM_THREADS")
-    return dict.fromkeys(names, n)
+    return dict.fromkeys((*MATH_THREAD_VARIABLES, "NUMBA_NUM_THREADS"), n)
