@@ -43,6 +43,9 @@ ARTIFACTS = {
 }
 """Keys of the artifacts and what they show; the keys never change, so that the UI has a history of each."""
 
+SKIPPED = "Skipped"
+"""Name of the state of a run that had nothing to do."""
+
 EVENTS = (
     "nearline.version.published",
     "nearline.version.rolled_back",
@@ -82,9 +85,11 @@ class RunReport:
             self.stages.append(event)
 
     def close(self, outcome: str, message: str) -> RunSummary:
-        """The end of a run that did not fail: the state that the UI shows, with its name and its message.
+        """The end of a run that did not fail: the state that the UI shows, with its message.
 
-        Prefect hands the summary inside it to whoever called the flow.
+        The pages of a deployment and of a flow list runs by the names of Prefect's own states, so that every run that
+        did something is called Completed, and one that had nothing to do stays out of the way as Skipped. Prefect hands
+        the summary inside the state to whoever called the flow.
         """
         seconds = time.perf_counter() - self.began
         receipts = tuple(receipt for stage in self.stages for receipt in stage.receipts)
@@ -93,7 +98,9 @@ class RunReport:
             f"run_finished flow={self.flow} outcome={outcome.lower()} version={self.version or '-'} "
             f"stages={len(self.stages)} seconds={seconds:.1f}"
         )
-        return cast(RunSummary, Completed(name=outcome, message=message, data=summary))
+        if outcome == SKIPPED:
+            return cast(RunSummary, Completed(name=SKIPPED, message=message, data=summary))
+        return cast(RunSummary, Completed(message=f"{outcome}: {message}", data=summary))
 
     def evaluated(self, version: str) -> None:
         """Show the ranking quality of a version."""

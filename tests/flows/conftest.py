@@ -73,11 +73,12 @@ class Api:
         found = self.post("flow_runs/filter", {"flows": {"name": {"any_": [flow]}}})
         return next(run for run in found if run["state"]["message"] == message)
 
-    def events(self, name, seconds=20):
-        """Events of that name, newest first; they arrive a moment after the run has ended."""
+    def events(self, name, seconds=20, of_run=""):
+        """Events of that name, newest first, of one run if it is given; they arrive a moment after the run has ended."""
         deadline = time.monotonic() + seconds
         while True:
             found = self.post("events/filter", {"filter": {"event": {"name": [name]}}})["events"]
+            found = [event for event in found if of_run in str(event["related"])]
             if found or time.monotonic() > deadline:
                 return found
             time.sleep(0.2)

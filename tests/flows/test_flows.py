@@ -41,8 +41,8 @@ def test_the_daily_batch_publishes_and_leaves_artifacts_and_an_event(first_batch
     assert {event.kind for event in first_batch.told} == {"started", "progress", "finished"}
     assert read(resources, "select count(*) as n from mart_recommendations")[0]["n"] == 80 * 5
 
-    run = api.run_of("daily_batch", summary.message)
-    assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Published")
+    run = api.run_of("daily_batch", f"Published: {summary.message}")
+    assert (run["state_type"], run["state_name"]) == ("COMPLETED", "Completed")
     assert summary.message == f"{summary.version} serves 60 items to 80 users."
     checks = json.loads(api.artifact("data-quality", run["id"]))
     assert {check["gate"] for check in checks} >= {"transform", "embed", "quality", "train", "publish", "slates"}
@@ -140,11 +140,11 @@ def test_nearline_serves_what_happened_since(small_world, run_on, api):
     assert [(r.stage, r.n_in, r.n_out) for r in summary.receipts] == [("refresh", 1, 1)]
     assert liked not in {item.item_id for item in recommend_to_user(resources, "u01", k=3).items}
     run = api.last_run("nearline")
-    assert run["state"]["message"].startswith("1 users from 1 events, lag p95 ")
+    assert run["state"]["message"].startswith("Refreshed: 1 users from 1 events, lag p95 ")
     assert "version:v1" in run["tags"]
     (row,) = json.loads(api.artifact("nearline-refresh", run["id"]))
     assert (row["users"], row["events"]) == (1, 1)
-    assert any(run["id"] in str(event["related"]) for event in api.events("nearline.refresh.completed"))
+    assert api.events("nearline.refresh.completed", of_run=run["id"])
 
     assert nearline().outcome == "Skipped"
 

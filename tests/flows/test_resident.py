@@ -83,8 +83,8 @@ def test_runs_that_were_asked_for_are_ordinary_runs_of_the_deployment(worker, cl
     asked = [trigger_flow("nearline", {}).id for _ in range(2)]
     work_until(worker, client, lambda: all(api.get(f"flow_runs/{run}")["state_type"] in FINAL for run in asked))
     first, second = (api.get(f"flow_runs/{run}") for run in asked)
-    assert (first["state_name"], second["state_name"]) == ("Refreshed", "Skipped")
-    assert first["state"]["message"].startswith("1 users from 1 events, lag p95 ")
+    assert (first["state_name"], second["state_name"]) == ("Completed", "Skipped")
+    assert first["state"]["message"].startswith("Refreshed: 1 users from 1 events, lag p95 ")
     assert {"nearline", "version:v1"} <= set(first["tags"])
     assert first["end_time"] <= second["start_time"]
     assert first["work_pool_name"] == "nearline-resident"
@@ -111,9 +111,9 @@ def test_enough_waiting_events_make_a_run_through_an_event_and_an_automation(wor
     worker._use_pause(client)
     assert api.events("nearline.events.waiting", seconds=1) == []
     like(small_world, "u03")
-    work_until(worker, client, lambda: any(run["state_name"] == "Refreshed" for run in new_runs()))
+    work_until(worker, client, lambda: any(run["state_name"] == "Completed" for run in new_runs()))
     (run,) = new_runs()
-    assert run["state"]["message"].startswith("3 users from 3 events")
+    assert run["state"]["message"].startswith("Refreshed: 3 users from 3 events")
     assert run["created_by"]["type"] == "AUTOMATION"
     assert api.events("nearline.events.waiting")[0]["payload"]["events"] == 3
 

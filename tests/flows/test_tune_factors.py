@@ -87,7 +87,7 @@ def test_a_winner_is_published_through_the_gates_and_the_next_night_keeps_it(bat
     lines = watched.lines()
     assert len(lines) == 3
     assert "(the defaults)" in next(line for line in lines if line.startswith("trial   0"))
-    check_artifacts(api, api.run_of("tune_factors", summary.message), resources, choice)
+    check_artifacts(api, api.run_of("tune_factors", f"Published: {summary.message}"), resources, choice)
 
     assert daily_batch().outcome == "Unchanged"
     plain = daily_batch(use_tuned=False)
