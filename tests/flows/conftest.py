@@ -74,7 +74,7 @@ class Api:
         return next(run for run in found if run["state"]["message"] == message)
 
     def events(self, name, seconds=20, of_run=""):
-        """Events of that name, newest first, of one run if it is given; they arrive a moment after the run has ended."""
+        """Events of that name, newest first, of one run or of all; they arrive a moment after the run has ended."""
         deadline = time.monotonic() + seconds
         while True:
             found = self.post("events/filter", {"filter": {"event": {"name": [name]}}})["events"]
