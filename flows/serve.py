@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from infra.ducklake_storage import EngineThreads
 from infra.key_store import KeyStore, make_private_folder, write_private
 from infra.math_threads import limit_math_threads
 from infra.settings import Settings
@@ -51,6 +52,7 @@ def run_service(settings: Settings, host: str, port: int, on_ready: Callable[[Se
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     limit_math_threads()
+    EngineThreads.wanted = 1
     with (
         _stop_on_signals(),
         _only_one(settings.home),

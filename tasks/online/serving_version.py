@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tasks.domain.errors import NearlineError
 from tasks.domain.ports import Resources
 
-PATIENCE = 5
+PATIENCE = 50
 """Asking takes at most one part in so many of the time: opening a large local folder takes seconds."""
 
 logger = logging.getLogger(__name__)
