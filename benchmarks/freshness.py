@@ -34,6 +34,7 @@ from infra.settings import load_settings
 from tasks.domain.ports import Resources, VectorIndex, Warehouse
 
 INTERVAL_SECONDS = 15
+WARM_SECONDS = 30.0
 BATCH_ROWS = 10
 PROBES_PER_SECOND = 5.0
 SETTLE_SECONDS = 40.0
@@ -66,7 +67,7 @@ def measure(home: Path, rate: float, seconds: float, *, is_generated: bool) -> d
     key, (users, items) = make_key(home), _population(resources)
     with _platform(home, is_generated), load_process() as loader:
         service = wait_for_service(home, key)
-        time.sleep(INTERVAL_SECONDS)
+        time.sleep(WARM_SECONDS)
         before = len(_runs(resources))
         make = functools.partial(_batch, users[len(users) // 10 :], items)
         stream = loader.submit(send_load, service, make, rate / BATCH_ROWS, seconds)
@@ -74,6 +75,7 @@ def measure(home: Path, rate: float, seconds: float, *, is_generated: bool) -> d
         probes.run(seconds)
         sent = summarize_answers(stream.result())
         probes.settle(SETTLE_SECONDS)
+        probes.end()
         runs = _runs(resources)[before:]
     return {
         "intake": sent,
@@ -96,6 +98,7 @@ class _Probes:
     waiting: dict[str, tuple[float, int]] = field(default_factory=dict)
     lags: list[float] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def run(self, seconds: float) -> None:
         """Probe for this time, and watch the index beside it."""
@@ -114,6 +117,10 @@ class _Probes:
         deadline = time.monotonic() + seconds
         while self.waiting and time.monotonic() < deadline:
             time.sleep(0.1)
+
+    def end(self) -> None:
+        """Look no more."""
+        self.ended.set()
 
     def next_request(self) -> dict[str, Any]:
         """Share of writes that the next request saw, and how long write and request took together."""
@@ -153,7 +160,7 @@ class _Probes:
     def _watch(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         with self.resources.index() if not self.is_generated else self.resources.warehouse(read_only=True) as place:
-            while time.monotonic() < deadline:
+            while time.monotonic() < deadline and not self.ended.is_set():
                 with self.lock:
                     asked = dict(self.waiting)
                 covered = _covered_in_table(place, list(asked)) if self.is_generated else _covered(place, list(asked))

@@ -5,8 +5,9 @@
 The service runs in a process of its own, as ``nearline serve`` starts it, on a copy of ``NEARLINE_HOME`` (the demo) and
 on a generated catalog of 100,000 items and 20,000 users, named so. The load comes from another process and is open:
 times count from when a request was due. Events come in beside it, ten a second, so that some users always have events
-that no refresh has covered. Every kind of request is asked for the same time, explained ones at a fifth of the rate; then the highest rate that is answered
-within 50 ms (p99) is searched for, and twice of it sent. The last line is one JSON object.
+that no refresh has covered. Every kind of request is asked for the same time, explained ones at a fifth of the rate;
+then the highest rate that is answered within 50 ms (p99) is searched for, and twice of it sent. The last line is one
+JSON object.
 """
 
 import argparse

@@ -61,7 +61,7 @@ class OnlineOptions:
     follow_seconds: float = 1.0
     history_megabytes: float = 512
     request_timeout_seconds: float = 30.0
-    wait_seconds: float = 0.5
+    wait_seconds: float = 5.0
     stalled_after_seconds: float = 60.0
 
 
