@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tasks.domain.errors import IndexUnavailableError, NearlineError, NotFoundError, OverloadedError, SettingsError
+from tasks.domain.fold_in import load_kernels
 from tasks.domain.online import (
     BelievedProfile,
     ErasureReceipt,
@@ -76,8 +77,7 @@ class OnlineService:
         self._stack = ExitStack()
         self._encoder: TextEncoder | None = None
         self._overloaded_at = -OVERLOAD_SECONDS
-        self._warmer = threading.Timer(WARM_AFTER_SECONDS, self._warm)
-        self._warmer.daemon = True
+        self._ended = threading.Event()
 
     def __enter__(self) -> "OnlineService":
         with ExitStack() as stack:
@@ -98,8 +98,8 @@ class OnlineService:
                     on_commit=self._follower.take_commit,
                 )
             )
-            stack.callback(self._warmer.cancel)
-            self._warmer.start()
+            stack.callback(self._ended.set)
+            threading.Thread(target=self._warm, name="online-warm", daemon=True).start()
             self._stack = stack.pop_all()
         return self
 
@@ -286,8 +286,10 @@ class OnlineService:
         )
 
     def _warm(self) -> None:
-        """Load the encoder, unless a request has done so already; one that cannot be had is that request's trouble."""
-        if self._encoder is not None:
+        """Load what the first fold needs now, and the encoder a little later, unless a request has done so already; one
+        that cannot be had is that request's trouble."""
+        load_kernels()
+        if self._ended.wait(WARM_AFTER_SECONDS) or self._encoder is not None:
             return
         try:
             encoder = self._resources.encoder()
