@@ -39,7 +39,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
 }
 EXPLAINED_SHARE = 0.2
 """Part of the rate at which explained slates are asked for: each reads a history."""
-WARM_SECONDS = 20.0
+WARM_SECONDS = 30.0
 """The service loads its language model within this time."""
 EVENTS_PER_SECOND = 10.0
 TARGET_MS = 50.0

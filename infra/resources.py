@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from infra.settings import Settings, load_settings
+from tasks.domain.online import Problem
 from tasks.domain.ports import Compute, Reader, SourceFiles, TextEncoder, Validator, VectorIndex, Warehouse
 from tasks.domain.records import EventType
 
@@ -75,6 +77,12 @@ class LocalResources:
     def gate_limits(self) -> Mapping[str, float]:
         """Limits that the checks of the contracts name."""
         return self.settings.gates.model_dump()
+
+    def watchdog_findings(self, now: datetime) -> tuple[Problem, ...]:
+        """What ``nearline up`` left beside its own state."""
+        from infra.loop_files import read_findings
+
+        return read_findings(self.home, now)
 
     def pseudonym(self, user_id: str) -> str:
         """A salted name of a user; the salt is made at the first call."""

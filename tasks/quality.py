@@ -179,9 +179,7 @@ def _quoted(name: str) -> str:
     return f'"{escaped}"'
 
 
-def result_rows(
-    gate: str, results: Sequence[CheckResult], run_id: str, now: datetime, version: str | None
-) -> pa.Table:
+def result_rows(gate: str, results: Sequence[CheckResult], run_id: str, now: datetime, version: str | None) -> pa.Table:
     """Outcomes of checks as rows of ``gate_results``."""
     rows = [
         {

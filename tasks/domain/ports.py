@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tasks.domain.online import Problem
 from tasks.domain.records import CheckResult, EventType, Hit, IndexFilter, ItemPayload, UserPayload
 from warehouse.catalog import Contract
 
@@ -274,6 +275,9 @@ class Resources(Protocol):
     @property
     def gate_limits(self) -> Mapping[str, float]:
         """Limits of the gates by name, for the checks that say ``$name``."""
+
+    def watchdog_findings(self, now: datetime) -> tuple[Problem, ...]:
+        """What the watchdog of this home found in the last minute: a stalled schedule, a held slot, a lost worker."""
 
     def pseudonym(self, user_id: str) -> str:
         """A salted name of a user for logs, metrics and receipts; the same for the same user of this home."""

@@ -182,7 +182,7 @@ class OnlineService:
         return receipt
 
     def health(self) -> Health:
-        """Whether requests are answered, and what is not whole. It asks nobody."""
+        """Whether requests are answered, and what is not whole, the watchdog's findings with it. It asks nobody."""
         live = self._follower.live
         _, n_waiting, oldest = live.pending.sizes() if live else (0, 0, None)
         answer, waited = self._follower.watch.answer, self._age(oldest)
@@ -193,7 +193,8 @@ class OnlineService:
             refresh_stalled(waited) if waited > self._options.stalled_after_seconds else None,
             intake_overloaded() if time.monotonic() - self._overloaded_at < OVERLOAD_SECONDS else None,
         )
-        problems = tuple(problem for problem in named if problem is not None)
+        found = self._resources.watchdog_findings(self._clock())
+        problems = (*(problem for problem in named if problem is not None), *found)
         return Health(
             state="unavailable" if live is None else "degraded" if problems else "ready",
             version=live.version if live else None,
