@@ -125,6 +125,8 @@ class _Child:
         """Start it again if it ended; says whether it had. Raises TerminalError if it ends again and again."""
         if self._process is None or self._process.poll() is None:
             return False
+        if self._process.returncode == -signal.SIGKILL:
+            self._starts.clear()  # somebody killed it, or memory was short: it has not failed by itself
         recent = [start for start in self._starts if start > time.monotonic() - QUIET_SECONDS]
         if len(recent) > MAX_RESTARTS:
             raise TerminalError(f"The {self.name} ended {len(recent)} times in a row. Its log says why: {self.log}.")
