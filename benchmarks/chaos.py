@@ -36,6 +36,7 @@ from benchmarks.support.running_platform import children_of, copy_home, make_key
 from flows.clock import utc_now
 from infra.resources import build_resources
 from infra.settings import load_settings
+from tasks.domain.errors import TransientError
 from tasks.domain.fusion import fuse_queries
 from tasks.domain.ports import Resources
 from tasks.domain.profiles import compute_profiles
@@ -183,8 +184,11 @@ def _kill_and_switch(
 
 
 def _switch(resources: Resources) -> None:
-    """To the other published version: the one before."""
-    rollback(resources, now=utc_now())
+    """To the other published version; a kill of somebody else may end the attempt."""
+    with resources.index() as index:
+        other = next(version for version in index.versions() if version != index.serving_version())
+    with suppress(TransientError):
+        rollback(resources, other, now=utc_now())
 
 
 def _find(pid: int, sign: str) -> int | None:
