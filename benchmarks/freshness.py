@@ -97,13 +97,13 @@ class _Probes:
     next_seconds: list[float] = field(default_factory=list)
     waiting: dict[str, tuple[float, int]] = field(default_factory=dict)
     lags: list[float] = field(default_factory=list)
+    refused: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     ended: threading.Event = field(default_factory=threading.Event)
 
     def run(self, seconds: float) -> None:
         """Probe for this time, and watch the index beside it."""
-        watcher = threading.Thread(target=self._watch, args=(seconds + SETTLE_SECONDS,), daemon=True)
-        watcher.start()
+        threading.Thread(target=self._watch, daemon=True).start()
         started = time.monotonic()
         for number, user in enumerate(self.users * 100):
             due = started + number / PROBES_PER_SECOND
@@ -127,7 +127,7 @@ class _Probes:
         quantiles = np.percentile(self.next_seconds, [50, 95, 99]) * 1000 if self.next_seconds else [0, 0, 0]
         p50, p95, p99 = (round(float(q), 1) for q in quantiles)
         return {
-            "probes": len(self.seen), "seen": round(float(np.mean(self.seen)), 4) if self.seen else None,
+            "probes": len(self.seen), "refused": self.refused, "seen": round(float(np.mean(self.seen)), 4) if self.seen else None,
             "p50_ms": p50, "p95_ms": p95, "p99_ms": p99,
         }  # fmt: skip
 
@@ -148,6 +148,7 @@ class _Probes:
         status, receipt = self.service.ask(Ask("POST", "/v1/events", [row]))
         answered_at = time.time()
         if status != 200:
+            self.refused += 1
             return
         began = time.perf_counter()
         status, second = self.service.ask(Ask("GET", path))
@@ -157,10 +158,9 @@ class _Probes:
         with self.lock:
             self.waiting.setdefault(user, (answered_at, receipt["snapshot"]))
 
-    def _watch(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
+    def _watch(self) -> None:
         with self.resources.index() if not self.is_generated else self.resources.warehouse(read_only=True) as place:
-            while time.monotonic() < deadline and not self.ended.is_set():
+            while not self.ended.is_set():
                 with self.lock:
                     asked = dict(self.waiting)
                 covered = _covered_in_table(place, list(asked)) if self.is_generated else _covered(place, list(asked))
