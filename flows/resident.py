@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from uuid import UUID
 
@@ -34,6 +33,7 @@ from flows.clock import utc_now
 from flows.deployments import RESIDENT_POOL
 from flows.run_context import share_resources
 from flows.run_report import SKIPPED
+from flows.stopping import stop_on_signals
 from infra.kept_open import KeptOpenResources
 from infra.loop_files import Beat, process_lives, read_beat, write_beat
 from infra.math_threads import limit_math_threads
@@ -71,7 +71,7 @@ def main() -> int:
     limit_math_threads()
     resources = KeptOpenResources(settings)
     load_kernels()
-    with _stop_on_signals(), share_resources(resources):
+    with stop_on_signals(signal.SIGTERM), share_resources(resources):
         ResidentWorker(settings, resources).work()
     resources.close()
     return 0
@@ -311,25 +311,6 @@ def _resident_bytes() -> int:
     with suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
-
-
-class _Stopped(BaseException):
-    """Somebody asked this process to end."""
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise _Stopped
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except _Stopped:
-        pass
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,17 @@ import ipaddress
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from flows.stopping import StopRequested, stop_on_signals
 from infra.ducklake_storage import EngineThreads
 from infra.key_store import KeyStore, make_private_folder, write_private
 from infra.math_threads import limit_math_threads
@@ -54,7 +53,7 @@ def run_service(settings: Settings, host: str, port: int, on_ready: Callable[[Se
     limit_math_threads()
     EngineThreads.wanted = 1
     with (
-        _stop_on_signals(),
+        stop_on_signals(),
         _only_one(settings.home),
         _listen(host, port) as listener,
         open_online(settings) as online,
@@ -107,7 +106,7 @@ def serve_online(
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
     try:
-        with suppress(_Stopped):  # uvicorn raises the signal again when it has ended in order
+        with suppress(StopRequested):  # uvicorn raises the signal again when it has ended in order
             Server(config).run([listener])
     finally:
         _remove_address(settings.home)
@@ -137,27 +136,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-class _Stopped(BaseException):
-    """Somebody asked this process to end."""
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        raise _Stopped
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except _Stopped:
-        pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

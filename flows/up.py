@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from filelock import FileLock, Timeout
 
 from flows.clock import utc_now
 from flows.serve import ServiceAddress, find_service
+from flows.stopping import stop_on_signals
 from infra.index_owner import serve_index
 from infra.key_store import KeyStore
 from infra.prefect_server import (
@@ -69,7 +69,7 @@ def run_up(
     """
     prepare_prefect(settings)
     os.environ["NEARLINE_HOME"] = str(settings.home)
-    with _stop_on_signals(), ExitStack() as stack:
+    with stop_on_signals(), ExitStack() as stack:
         stack.enter_context(_only_one(settings))
         server = None if os.environ.get("PREFECT_API_URL") else _Server(stack, settings, port, say)
         say("opening the index")
@@ -84,10 +84,6 @@ def run_up(
             running = _with_service(running, settings, children)
         on_ready(running)
         _watch(settings, server, children, say)
-
-
-class _Stopped(BaseException):
-    """Somebody asked this process to end."""
 
 
 class _Child:
@@ -311,25 +307,6 @@ def _only_one(settings: Settings) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the context in order; asking twice changes nothing."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        raise _Stopped
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except _Stopped:
-        pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _write_address(stack: ExitStack, home: Path, url: str) -> None:
