@@ -20,6 +20,7 @@ from serving.errors import HttpError
 from serving.limits import Lane
 from serving.metrics import Metrics
 from serving.openapi import describe
+from serving.reference_page import router as reference_page
 from serving.routes import router
 
 N_READING, N_WRITING = 24, 96
@@ -53,12 +54,14 @@ def create_app(
         version=version("nearline"),
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # that page would load its scripts from a public server: see serving.reference_page
         redoc_url=None,
         exception_handlers={RequestValidationError: _refuse_parameters, HTTPException: _refuse_path},
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},  # paths have ids
     )
     app.state.desk = desk
     app.include_router(router)
+    app.include_router(reference_page)
     app.add_middleware(Door, metrics=desk.metrics)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
     return app

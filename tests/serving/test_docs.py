@@ -108,3 +108,26 @@ def test_the_reference_names_settings_with_their_defaults():
         "request_timeout_seconds",
     ):
         assert f"`service.{name}`" in REFERENCE
+
+
+def test_the_page_of_the_reference_is_whole_and_loads_nothing_from_elsewhere(client):
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert not re.search(r"(?:https?:)?//", page.text)
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert not re.search(r"https?:|\*", policy)
+    named = [target for target in re.findall(r'(?:src|href)="([^"]+)"', page.text) if not target.startswith("data:")]
+    assert {"docs/swagger-ui-bundle.js", "docs/swagger-ui.css", "openapi.json"} <= set(named)
+    kinds = {"js": "text/javascript", "css": "text/css", "json": "application/json"}
+    for target in named:
+        asset = client.get(f"/{target}")
+        assert asset.status_code == 200, target
+        assert asset.headers["content-type"].startswith(kinds[target.rpartition(".")[2]]), target
+
+
+def test_the_page_of_the_reference_asks_no_public_validator(client):
+    start = client.get("/docs/start.js").text
+    assert "validatorUrl: null" in start
+    assert '"openapi.json"' in start
+    assert "//" not in start
