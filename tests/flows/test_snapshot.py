@@ -16,7 +16,7 @@ def describe():
 
     import tasks.prefect_tasks
     from flows.backfill import backfill
-    from flows.cli import FLOWS
+    from flows.commands.running import FLOWS
     from flows.daily_batch import daily_batch
     from flows.deployments import deployments_file
     from flows.maintenance import maintenance

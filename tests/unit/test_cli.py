@@ -74,7 +74,8 @@ def test_the_page_names_every_command_and_option():
     for command in flows.cli.app.registered_commands:
         name = command.name or command.callback.__name__
         assert f"## nearline {name}" in page, name
-    options = set(re.findall(r'"(--[a-z-]+)"', (ROOT / "flows" / "cli.py").read_text()))
+    modules = [ROOT / "flows" / "cli.py", *(ROOT / "flows" / "commands").glob("*.py")]
+    options = {option for module in modules for option in re.findall(r'"(--[a-z-]+)"', module.read_text())}
     missing = [option for option in options if f"{option}" not in page]
     assert not missing
 
@@ -87,7 +88,7 @@ def test_our_errors_are_a_message_and_a_code_and_no_traceback(nearline, monkeypa
     def fail():
         raise error("Nothing [bold]works[/bold] today. Come back tomorrow.")
 
-    monkeypatch.setattr(flows.cli, "_settings", fail)
+    monkeypatch.setattr("infra.settings.load_settings", fail)
     found, out, err = nearline("settings")
     assert (found, out) == (code, "")
     assert err == "Nothing [bold]works[/bold] today. Come back tomorrow.\n"

@@ -1,0 +1,66 @@
+"""Commands for who keeps it running: what serves, the settings, an earlier version, a new index. They know nothing of
+how a version is made.
+"""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from flows.clock import utc_now
+from flows.commands.terminal import Json, make_console, open_resources, read_settings, show_receipts, write_json
+
+
+def status(as_json: Json = False) -> None:
+    """What serves and how fresh it is, what failed last, and what to do next."""
+    from flows.status_page import find_recent_runs, status_page
+    from infra.loop_files import read_findings
+    from tasks.status import load_status
+
+    resources, settings = open_resources()
+    found = load_status(resources, now=utc_now())
+    findings = read_findings(settings.home, utc_now())
+    url, runs = find_recent_runs(settings)
+    if as_json:
+        about = {"home": settings.home, "ui": url, "last_runs": [asdict(run) for run in runs]}
+        write_json({**asdict(found), **about, "findings": [asdict(problem) for problem in findings]})
+    else:
+        make_console().print(status_page(found, settings.home, url, runs, findings))
+
+
+def rollback(
+    version: Annotated[str | None, typer.Argument(help="Version to go back to. [the one before]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let an earlier version serve again, with its users brought up to date."""
+    from infra.prefect_server import try_connect_prefect
+    from tasks.publish import rollback as go_back
+
+    resources, settings = open_resources()
+    receipt = go_back(resources, version, now=utc_now())
+    with try_connect_prefect(settings) as connected:
+        if connected and not receipt.reused:
+            from flows.run_report import announce
+
+            announce("nearline.version.rolled_back", f"nearline.version.{receipt.version}", asdict(receipt))
+    show_receipts([receipt], as_json)
+
+
+def rebuild_index(as_json: Json = False) -> None:
+    """Make the vector index again from the warehouse; for one that was lost or damaged."""
+    from tasks.publish import rebuild_index as make_again
+
+    resources, _ = open_resources()
+    show_receipts([make_again(resources, now=utc_now())], as_json)
+
+
+def settings(as_json: Json = False) -> None:
+    """Every setting with its value and where that comes from; secrets stay hidden."""
+    from flows.rows import settings_table
+    from infra.settings_docs import effective_settings
+
+    found = effective_settings(read_settings())
+    if as_json:
+        write_json([asdict(setting) for setting in found])
+    else:
+        make_console().print(settings_table(found))
