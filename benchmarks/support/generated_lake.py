@@ -18,7 +18,7 @@ import pyarrow as pa
 from infra.resources import LocalResources
 from tasks.domain.factor_model import FactorParameters
 from tasks.domain.fusion import Bucket, Fusion
-from tasks.domain.ports import Resources, Transaction, VectorIndex
+from tasks.domain.ports import Resources, Transaction, VectorIndex, Warehouse
 from tasks.domain.profiles import Recipe
 from tasks.domain.records import UserPayload
 from tasks.domain.vectors import lists_from_matrix, unit_rows
@@ -93,15 +93,20 @@ def generate_lake(resources: Resources, size: LakeSize, *, seed: int = 0) -> Non
     """Fill an empty warehouse: catalog, events, and a version trained at the last snapshot, whose watermark says so."""
     rng = np.random.default_rng(seed)
     with resources.warehouse() as warehouse:
-        warehouse.commit(lambda transaction: _write_items(transaction, size))
-        for first in range(0, size.n_events, _EVENTS_AT_ONCE):
-            bounds = {"first": first, "last": min(first + _EVENTS_AT_ONCE, size.n_events)}
-            given = {"n_users": size.n_users, "n_items": size.n_items, "begin": BEGIN, **bounds}
-            warehouse.commit(lambda transaction, given=given: transaction.execute(_EVENTS, given))
+        generate_events(warehouse, size)
         snapshot = warehouse.latest_snapshot()
         recipe = _recipe(resources, size)
         warehouse.commit(lambda transaction: _write_version(transaction, size, recipe, snapshot, rng))
         warehouse.commit(lambda transaction: _write_profiles(transaction, size, snapshot, rng))
+
+
+def generate_events(warehouse: Warehouse, size: LakeSize) -> None:
+    """Fill an empty warehouse with the catalog and the events, and with no version."""
+    warehouse.commit(lambda transaction: _write_items(transaction, size))
+    for first in range(0, size.n_events, _EVENTS_AT_ONCE):
+        bounds = {"first": first, "last": min(first + _EVENTS_AT_ONCE, size.n_events)}
+        given = {"n_users": size.n_users, "n_items": size.n_items, "begin": BEGIN, **bounds}
+        warehouse.commit(lambda transaction, given=given: transaction.execute(_EVENTS, given))
 
 
 def new_events(size: LakeSize, user_numbers: npt.NDArray[np.int64], now: datetime, *, name: str) -> pa.Table:
