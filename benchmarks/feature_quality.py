@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from benchmarks.learning_quality import collect
+from benchmarks.support.quality_rows import collect_rows, mean_text, no_texts
 from infra.resources import build_resources
 from tasks.domain.factor_model import FactorParameters
 from tasks.domain.features import learn_features, parse_attributes
 from tasks.domain.fusion import fuse_items, fuse_queries
-from tasks.domain.histories import InteractionLog, TextLog, build_histories, select_users
+from tasks.domain.histories import InteractionLog, build_histories, select_users
 from tasks.domain.item_fit import Catalog, fit_items
 from tasks.domain.learning import UNLEARNED, learn_recipe
-from tasks.domain.metrics import mean_interval, rank_users
+from tasks.domain.metrics import rank_users
 from tasks.domain.ports import TextEncoder
 from tasks.domain.profiles import ItemSpace, Recipe, compute_profiles
 from tasks.domain.splits import Split, split_user_tail
@@ -51,7 +51,7 @@ def main() -> None:
         sections = {"Items": item_features(inputs, known, draft, encoder)}
         if inputs.log.user_features is not None:
             sections["Newcomers"] = newcomers(inputs, draft)
-        measured = {title: collect(title, rows, show) for title, rows in sections.items()}
+        measured = {title: collect_rows(title, rows, show) for title, rows in sections.items()}
     print(json.dumps({"benchmark": "feature_quality", **measured}))
 
 
@@ -71,8 +71,8 @@ def item_features(
             values = [np.mean(column, axis=0) for column in zip(*found, strict=True)]
             plain = plain or values
             for what, value, before in zip(("factors", "new items"), values, plain, strict=True):
-                difference = "" if value is before else f", {_interval(value - before)} against alone"
-                yield f"{text_name} {name}: {what}", f"{_interval(value)}{difference}"
+                difference = "" if value is before else f", {mean_text(value - before)} against alone"
+                yield f"{text_name} {name}: {what}", f"{mean_text(value)}{difference}"
 
 
 def newcomers(inputs: TrainingInputs, draft: Recipe) -> Iterator[tuple[str, str]]:
@@ -82,17 +82,17 @@ def newcomers(inputs: TrainingInputs, draft: Recipe) -> Iterator[tuple[str, str]
     measured = {share: _measure_newcomers(log, inputs.catalog, draft, share) for share in shares}
     for kept in KEPT:
         prior, *_ = measured[0.0][kept]
-        yield f"{kept} likes, the prior alone", _interval(prior)
+        yield f"{kept} likes, the prior alone", mean_text(prior)
         for share in shares:
             pairs = zip(("factors", "fused"), measured[share][kept][1:], measured[0.0][kept][1:], strict=True)
             for name, values, before in pairs:
-                difference = f", {_interval(values - before)} against none" if share else ""
-                yield f"{kept} likes, share {share:g}, {name}", f"{_interval(values)}{difference}"
-    split = split_user_tail(log, _no_texts(inputs.catalog))
+                difference = f", {mean_text(values - before)} against none" if share else ""
+                yield f"{kept} likes, share {share:g}, {name}", f"{mean_text(values)}{difference}"
+    split = split_user_tail(log, no_texts(inputs.catalog))
     plain = _measure_tail(split, inputs.catalog, draft, 0.0)
     for share in shares:
         values = _measure_tail(split, inputs.catalog, draft, share)
-        yield f"all users, share {share:g}, factors", f"{_interval(values)}, {_interval(values - plain)} against none"
+        yield f"all users, share {share:g}, factors", f"{mean_text(values)}, {mean_text(values - plain)} against none"
 
 
 def _features(known: Sequence[dict[str, Any]], weight: float) -> sparse.csr_matrix:
@@ -118,7 +118,7 @@ def _measure_items(split: Split, catalog: Catalog, draft: Recipe, seed: int) -> 
 
 def _score(log: InteractionLog, catalog: Catalog, draft: Recipe, p: FactorParameters) -> tuple[ItemSpace, np.ndarray]:
     items = fit_items(log, catalog, p).items
-    histories = build_histories(log, _no_texts(catalog), [""] * log.n_users)
+    histories = build_histories(log, no_texts(catalog), [""] * log.n_users)
     profiles = compute_profiles(histories, items, replace(draft, factor_parameters=p))
     return items, profiles.factors @ items.factors.T
 
@@ -134,13 +134,13 @@ def _measure_newcomers(
     for number in range(N_FOLDS):
         mine = fold[log.user] == number
         train = log.select(~mine)
-        recipe = learn_recipe(train, _no_texts(catalog), catalog, draft).recipe
+        recipe = learn_recipe(train, no_texts(catalog), catalog, draft).recipe
         items = fit_items(train, catalog, recipe.factor_parameters).items
         stored = fuse_items(items.text, items.factors, items.prior, recipe.fusion)
         for kept in KEPT:
             early, late = log.select(mine & (n_before < kept)), log.select(mine & (n_before >= kept) & (log.weight > 0))
             users = np.unique(late.user)
-            histories = select_users(build_histories(early, _no_texts(catalog), [""] * log.n_users), users)
+            histories = select_users(build_histories(early, no_texts(catalog), [""] * log.n_users), users)
             p = compute_profiles(histories, items, recipe)
             fused = fuse_queries(p.text, p.factors, p.alpha, p.beta, recipe.fusion) @ stored.T
             seen, wanted = early.matrix()[users], late.matrix()[users]
@@ -171,16 +171,6 @@ def _likes_before(log: InteractionLog) -> np.ndarray:
     before = np.empty(len(user), np.int64)
     before[order] = count - count[np.searchsorted(user, user)]
     return before
-
-
-def _no_texts(catalog: Catalog) -> TextLog:
-    empty = np.zeros(0, np.float32)
-    return TextLog(catalog.text[:0], np.zeros(0, np.int64), empty, np.zeros(0, np.int64))
-
-
-def _interval(values: np.ndarray) -> str:
-    interval = mean_interval(values)
-    return f"{interval.value:.4f} ({interval.low:.4f} to {interval.high:.4f})"
 
 
 if __name__ == "__main__":

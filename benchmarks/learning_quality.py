@@ -10,20 +10,21 @@ last line.
 import argparse
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 from scipy import sparse
 
+from benchmarks.support.quality_rows import collect_rows, mean_text, no_texts
 from infra.resources import build_resources
 from tasks.domain.evaluation import evaluate_split, summarize_split
 from tasks.domain.factor_model import FactorParameters
 from tasks.domain.fold_in import fold_in
-from tasks.domain.histories import InteractionLog, TextLog, build_histories
+from tasks.domain.histories import InteractionLog, build_histories
 from tasks.domain.item_fit import Catalog, fit_items
 from tasks.domain.learning import UNLEARNED, learn_recipe
-from tasks.domain.metrics import mean_interval, rank_users
+from tasks.domain.metrics import rank_users
 from tasks.domain.profiles import Recipe, weigh_recency
 from tasks.domain.splits import SPLITS, Split, split_user_tail
 from tasks.training_inputs import TrainingInputs, build_draft, fixed_threads, load_inputs
@@ -48,7 +49,7 @@ def main() -> None:
             "New items among themselves": cold_items(inputs.log, inputs.catalog, draft, n_threads),
             "Test parts": test_parts(inputs, draft, n_threads),
         }
-        measured = {title: collect(title, rows, show) for title, rows in sections.items()}
+        measured = {title: collect_rows(title, rows, show) for title, rows in sections.items()}
     print(json.dumps({"benchmark": "learning_quality", **measured}))
 
 
@@ -96,17 +97,17 @@ def cold_items(log: InteractionLog, catalog: Catalog, draft: Recipe, n_threads: 
             "what the text predicts": catalog.text @ items.text_map,
             "ridge afterwards": _ridge(items.factors, catalog.text, warm),
         }[name]
-        histories = build_histories(warm, _no_texts(catalog), [""] * log.n_users)
+        histories = build_histories(warm, no_texts(catalog), [""] * log.n_users)
         recent, _ = weigh_recency(histories, items, draft)
         users = fold_in(recent.interactions, items.fixed(parameters), n_threads=n_threads)
         scores = users @ factors.T
-        yield name, _interval(rank_users(scores, blocked, relevant).ndcg_at_10)
+        yield name, mean_text(rank_users(scores, blocked, relevant).ndcg_at_10)
         level = f"{scores[:, is_cold].mean():.4f} against {(users @ items.factors[known].T).mean():.4f}"
         yield f"{name}: mean score of new items against the others", level
     text = sparse.csr_matrix(np.maximum(recent.interactions.toarray(), 0)) @ catalog.text @ catalog.text.T
-    yield "text alone", _interval(rank_users(text, blocked, relevant).ndcg_at_10)
+    yield "text alone", mean_text(rank_users(text, blocked, relevant).ndcg_at_10)
     chance = np.random.default_rng(1).random(nothing.shape).astype(np.float32)
-    yield "chance", _interval(rank_users(chance, blocked, relevant).ndcg_at_10)
+    yield "chance", mean_text(rank_users(chance, blocked, relevant).ndcg_at_10)
 
 
 def test_parts(inputs: TrainingInputs, draft: Recipe, n_threads: int) -> Iterator[tuple[str, str]]:
@@ -128,32 +129,10 @@ def test_parts(inputs: TrainingInputs, draft: Recipe, n_threads: int) -> Iterato
                 yield f"{name} {row.policy} {row.metric}", interval
 
 
-def collect(title: str, rows: Iterable[tuple[str, str]], show: bool) -> dict[str, str]:
-    """The rows by name; shown as markdown, row by row as they are measured, if ``show``."""
-    if show:
-        print(f"\n### {title}\n\n| what | value |\n| --- | --- |")
-    found = {}
-    for what, value in rows:
-        found[what] = value
-        if show:
-            print(f"| {what} | {value} |", flush=True)
-    return found
-
-
 def _ridge(factors: np.ndarray, text: np.ndarray, warm: InteractionLog) -> np.ndarray:
     known = np.unique(warm.item[warm.weight > 0])
     system = text[known].T @ text[known] + np.eye(text.shape[1])
     return text @ np.linalg.solve(system, text[known].T @ factors[known])
-
-
-def _no_texts(catalog: Catalog) -> TextLog:
-    empty = np.zeros(0, np.float32)
-    return TextLog(catalog.text[:0], np.zeros(0, np.int64), empty, np.zeros(0, np.int64))
-
-
-def _interval(values: np.ndarray) -> str:
-    interval = mean_interval(values)
-    return f"{interval.value:.4f} ({interval.low:.4f} to {interval.high:.4f})"
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ from infra.resources import build_resources
 from tasks.domain.factor_model import FactorModel, FactorParameters
 from tasks.domain.factors import fit_factors
 from tasks.domain.histories import InteractionLog
+from tasks.domain.item_fit import compute_opportunity
 from tasks.domain.learning import UNLEARNED
-from tasks.domain.metrics import mean_interval, rank_users
+from tasks.domain.metrics import Interval, mean_interval, rank_users
 from tasks.domain.ranking import top_items
 from tasks.domain.splits import Split, split_user_tail
 from tasks.training_inputs import build_draft, fixed_threads, load_inputs
@@ -45,6 +46,16 @@ class Outcome(NamedTuple):
     score: list[float]
 
 
+class Summary(NamedTuple):
+    """One way over all cuts; lists have a value for each group."""
+
+    ndcg_at_10: Interval
+    minus: dict[str, Interval]
+    recall_at_50: list[float]
+    share_of_slots: list[float]
+    mean_score: list[float]
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -63,7 +74,8 @@ def main() -> None:
     report = {way: summarize(outcomes, found) for way, outcomes in found.items()}
     if not arguments.json:
         show(report)
-    print(json.dumps({"benchmark": "mixed_items", "part": arguments.part, "groups": GROUPS, "seeds": SEEDS, **report}))
+    rows = {way: summary._asdict() for way, summary in report.items()}
+    print(json.dumps({"benchmark": "mixed_items", "part": arguments.part, "groups": GROUPS, "seeds": SEEDS, **rows}))
 
 
 def measure(split: Split, text: Floats, given: FactorParameters, way: str, seed: int, n_threads: int) -> Outcome:
@@ -78,7 +90,7 @@ def measure(split: Split, text: Floats, given: FactorParameters, way: str, seed:
     return judge(fit.users @ items.T, split, group)
 
 
-def cut(log: InteractionLog, seed: int) -> tuple[InteractionLog, npt.NDArray[np.int64], Floats]:
+def cut(log: InteractionLog, seed: int) -> tuple[InteractionLog, npt.NDArray[np.int64], Floats | None]:
     """The log without what the cut items lose; the group of each item, 4 for uncut ones and -1 for rarely liked ones;
     and the share of the log since the arrival of a cut item, 1 for the others."""
     liked = np.bincount(log.item[log.weight > 0], minlength=log.n_items)
@@ -93,16 +105,9 @@ def cut(log: InteractionLog, seed: int) -> tuple[InteractionLog, npt.NDArray[np.
             rows = newest_first[log.item[newest_first] == item]
             n_rows = np.flatnonzero(log.weight[rows] > 0)[n_likes - 1] + 1 if n_likes else 0
             kept[rows[n_rows:]] = False
-    short = log.select(kept)
-    return short, group, np.where((group >= 0) & (group < len(KEPT)), since_arrival(short), np.float32(1))
-
-
-def since_arrival(log: InteractionLog) -> Floats:
-    """Share of the log that came with or after an item's first interaction; 0 without one."""
-    first = np.full(log.n_items, np.iinfo(np.int64).max)
-    np.minimum.at(first, log.item, log.last_at)
-    times = np.sort(log.last_at)
-    return ((len(times) - np.searchsorted(times, first)) / len(times)).astype(np.float32)
+    short, times = log.select(kept), np.iinfo(np.int64)
+    arrived_at = np.where((group >= 0) & (group < len(KEPT)), times.max, times.min)
+    return short, group, compute_opportunity(short, arrived_at)
 
 
 def ridge_afterwards(fit: FactorModel, text: Floats, train: InteractionLog, parameters: FactorParameters) -> Floats:
@@ -132,25 +137,31 @@ def judge(scores: Floats, split: Split, group: npt.NDArray[np.int64]) -> Outcome
     )
 
 
-def summarize(outcomes: list[Outcome], found: dict[str, list[Outcome]]) -> dict[str, object]:
+def summarize(outcomes: list[Outcome], found: dict[str, list[Outcome]]) -> Summary:
     """Means over the cuts; intervals are over users, whose values are first averaged over the cuts."""
     mine = np.mean([outcome.ndcg for outcome in outcomes], axis=0)
-    return {
-        "ndcg_at_10": mean_interval(mine),
-        **{f"minus {way}": mean_interval(mine - np.mean([o.ndcg for o in found[way]], axis=0)) for way in WAYS[:3]},
-        "recall_at_50": np.round(np.mean([o.recall for o in outcomes], axis=0), 4).tolist(),
-        "share_of_slots": np.round(np.mean([o.slots for o in outcomes], axis=0), 4).tolist(),
-        "mean_score": np.round(np.mean([o.score for o in outcomes], axis=0), 4).tolist(),
-    }
+    others = {way: np.mean([outcome.ndcg for outcome in found[way]], axis=0) for way in WAYS[:3]}
+    return Summary(
+        ndcg_at_10=mean_interval(mine),
+        minus={way: mean_interval(mine - values) for way, values in others.items()},
+        recall_at_50=_column_means([o.recall for o in outcomes]),
+        share_of_slots=_column_means([o.slots for o in outcomes]),
+        mean_score=_column_means([o.score for o in outcomes]),
+    )
 
 
-def show(report: dict[str, dict[str, object]]) -> None:
-    """Tables in markdown."""
+def _column_means(rows: list[list[float]]) -> list[float]:
+    return [round(float(value), 4) for value in np.array(rows).mean(axis=0)]
+
+
+def show(report: dict[str, Summary]) -> None:
+    """A table in markdown."""
     print(f"| way | NDCG@10 | recall@50 of {', '.join(GROUPS)} | share of slots | mean score |")
     print("| --- | --- | --- | --- | --- |")
     for way, row in report.items():
-        value, low, high = row["ndcg_at_10"]  # type: ignore[misc]
-        lists = (" ".join(f"{x:.3f}" for x in row[name]) for name in ("recall_at_50", "share_of_slots", "mean_score"))  # type: ignore[attr-defined]
+        columns = row.recall_at_50, row.share_of_slots, row.mean_score
+        lists = (" ".join(f"{x:.3f}" for x in values) for values in columns)
+        value, low, high = row.ndcg_at_10
         print(f"| {way} | {value:.4f} ({low:.4f} to {high:.4f}) | {' | '.join(lists)} |")
 
 
