@@ -1,4 +1,4 @@
-"""Where the DuckLake lies and how it is attached: its files, its lock, its tables, the errors of its engine.
+"""Where the DuckLake lies and how it is attached: its files, its lock, the errors of its engine.
 
 It knows nothing of what is read or written; ``infra.ducklake_warehouse`` does that on the connections made here.
 """
@@ -15,36 +15,22 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
 import duckdb
 from filelock import FileLock, Timeout
 
+from infra.migrations import check_layout, create_layout, migrate_layout
 from infra.settings import WarehouseSettings
-from tasks.domain.errors import InputError, NearlineError, NotFoundError, TerminalError, WarehouseBusyError
-from warehouse.catalog import Column, contracts
-
-LAYOUT = 2
-"""Number of the layout that this code writes; raise it together with a migration in ``_complete_layout``."""
-
-_INLINED_ROWS = 500
-"""An insert of so many rows or fewer stays in the catalog until the next flush. A file for each commit of the intake
-would be thousands in an hour; above some hundred rows a file is faster (1,000 events: 50 ms against 140 ms)."""
-_OPTIONS = {
-    "parquet_version": "2",
-    "parquet_compression": "uncompressed",
-    "data_inlining_row_limit": str(_INLINED_ROWS),
-}
-"""How new rows are stored: ``docs/nearline.md`` has the measurements. Files that are there already stay as they are."""
-_INLINED_VECTORS = 10
-"""The same for a table with vectors, which the catalog takes far more slowly than a file (1,000 profiles: 1.1 s against
-0.07 s)."""
-
-_EVENT_GROUP_ROWS = "500000"
-"""Rows of ``raw_events`` in one row group: large enough for dictionaries of ids (a fifth less bytes, a quarter less
-time to read 1,000 of 100,000 users), and small enough for two threads to share a few million rows."""
+from tasks.domain.errors import (
+    InputError,
+    MigrationNeededError,
+    NearlineError,
+    NotFoundError,
+    TerminalError,
+    WarehouseBusyError,
+)
 
 _EXTENSIONS = ("sqlite_scanner", "ducklake")
 _BUSY_SIGNS = ("database is locked", "transaction conflict", "failed to commit ducklake transaction")
@@ -96,20 +82,20 @@ class LakeStorage:
         with self._instance(self._catalog, *options) as connection:
             yield connection
 
-    def check_layout(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Bring the tables to the contracts where something is missing; ``connection`` may be a read-only one.
+    def migrate(self, before: Callable[[], object]) -> tuple[str, ...]:
+        """Bring an older layout forward while nobody else writes, once ``before`` has returned; says what was done.
 
-        Raises TerminalError for a layout newer than this program knows.
+        Nothing, and no call of ``before``, where there is nothing to do. Raises TerminalError for a newer layout.
         """
-        if _missing(connection) or (layout := _layout(connection)) < LAYOUT:
-            with self.write_lock(), self._instance(self._catalog) as writer:
-                self.retried(lambda: _complete_layout(writer), "complete the tables of")
-            layout = _layout(connection)
-        if layout > LAYOUT:
-            raise TerminalError(
-                f"The warehouse has layout {layout}, and this program knows layouts up to {LAYOUT}: "
-                "a newer Nearline wrote it. Install that version."
-            )
+        with self.exclusive():
+            try:
+                with self.attached(read_only=True) as connection:
+                    check_layout(connection)
+            except MigrationNeededError:
+                before()
+                with self._instance(self._catalog, "automatic_migration true") as writer:
+                    return self.retried(lambda: migrate_layout(writer), "migrate")
+        return ()
 
     @contextmanager
     def write_lock(self) -> Iterator[None]:
@@ -194,7 +180,7 @@ class LakeStorage:
             for leftover in self._folder.glob(f"{unfinished.name}*"):
                 leftover.unlink()
             with self._instance(unfinished) as connection:
-                _complete_layout(connection)
+                create_layout(connection)
             unfinished.rename(self._catalog)
 
     @contextmanager
@@ -234,6 +220,11 @@ def translated(error: duckdb.Error) -> NearlineError:
             f"That snapshot of the warehouse has expired or was not made yet: {_first_line(text)}. "
             'Those there are: nearline sql "from lake.snapshots()". '
             "A change feed that has expired is caught up by a full run: nearline run daily_batch."
+        )
+    if "catalog version mismatch" in text:
+        return MigrationNeededError(
+            f"The warehouse's catalog has another DuckLake format than this program writes: {_first_line(text)} "
+            "Stop what uses it, then bring it forward: nearline migrate (it makes a backup first; docs/backup.md)."
         )
     if isinstance(error, duckdb.CatalogException):
         return NotFoundError(f"The warehouse has no such name. {text}\nTables and columns: docs/data-dictionary.md.")
@@ -296,66 +287,3 @@ def _extension(name: str) -> str:
         return name
     found = sorted(Path(package.submodule_search_locations[0]).glob(f"extensions/*/{name}.duckdb_extension"))
     return _escaped(found[-1]) if found else name
-
-
-def _missing(connection: duckdb.DuckDBPyConnection) -> dict[str, list[Column]]:
-    """Columns of the contracts that the lake does not have, by table."""
-    rows = connection.execute("select table_name, column_name from duckdb_columns() where database_name = 'lake'")
-    present = set(rows.fetchall())
-    gaps = {
-        table: [column for column in contract.columns if (table, column.name) not in present]
-        for table, contract in contracts().items()
-    }
-    return {table: columns for table, columns in gaps.items() if columns}
-
-
-def _complete_layout(connection: duckdb.DuckDBPyConnection) -> None:
-    """Tables first, and the layout's number last: what a kill leaves out is done at the next opening."""
-    connection.execute("begin")
-    try:
-        for table, columns in _missing(connection).items():
-            _add_columns(connection, table, columns)
-        connection.execute("commit")
-    except BaseException:
-        with contextlib.suppress(duckdb.Error):
-            connection.execute("rollback")
-        raise
-    if _layout(connection) < LAYOUT:
-        _set_options(connection)
-        row = {"layout": LAYOUT, "applied_at": datetime.now(UTC)}
-        connection.execute("insert into layouts values ($layout, $applied_at)", row)
-
-
-def _set_options(connection: duckdb.DuckDBPyConnection) -> None:
-    """Options of one table can only be set once the transaction that made it has ended."""
-    for name, value in _OPTIONS.items():
-        connection.execute("call lake.set_option($name, $value)", {"name": name, "value": value})
-    groups = {"value": _EVENT_GROUP_ROWS, "table": "raw_events"}
-    connection.execute("call lake.set_option('parquet_row_group_size', $value, table_name => $table)", groups)
-    for table, contract in contracts().items():
-        if any(column.type == "FLOAT[]" for column in contract.columns):
-            option = {"value": str(_INLINED_VECTORS), "table": table}
-            connection.execute("call lake.set_option('data_inlining_row_limit', $value, table_name => $table)", option)
-
-
-def _layout(connection: duckdb.DuckDBPyConnection) -> int:
-    return int(connection.execute("select coalesce(max(layout), 0) from layouts").fetchall()[0][0])
-
-
-def _add_columns(connection: duckdb.DuckDBPyConnection, table: str, columns: list[Column]) -> None:
-    """Create a table, or add the columns that it lacks (without NOT NULL: earlier rows have nothing there)."""
-    contract = contracts()[table]
-    if len(columns) == len(contract.columns):
-        definitions = ", ".join(f'"{c.name}" {c.type}{" not null" if c.required else ""}' for c in columns)
-        connection.execute(f'create table "{table}" ({definitions})')
-        _comment(connection, f'table "{table}"', f"One row is {contract.grain}. {contract.description}")
-    else:
-        for column in columns:
-            connection.execute(f'alter table "{table}" add column "{column.name}" {column.type}')
-    for column in columns:
-        _comment(connection, f'column "{table}"."{column.name}"', column.description)
-
-
-def _comment(connection: duckdb.DuckDBPyConnection, what: str, text: str) -> None:
-    literal = text.replace("'", "''")
-    connection.execute(f"comment on {what} is '{literal}'")

@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from infra.ducklake_storage import LakeStorage
+from infra.migrations import check_layout
 from infra.settings import WarehouseSettings
 from tasks.domain.errors import InputError, NotFoundError, TerminalError
 from tasks.domain.ports import Transaction, Warehouse
@@ -29,12 +30,12 @@ _SMALL_FILE_BYTES = 4_000_000
 def open_warehouse(folder: Path, settings: WarehouseSettings, *, read_only: bool = False) -> Iterator[Warehouse]:
     """Open the warehouse in ``folder``; it is made, with every table of the contracts, if it is not there yet.
 
-    Raises WarehouseBusyError if other processes keep the catalog for longer than the settings allow, and
-    TerminalError if the warehouse was written by a newer program.
+    Raises WarehouseBusyError if other processes keep the catalog for longer than the settings allow,
+    MigrationNeededError if an older program wrote the warehouse, and TerminalError if a newer one did.
     """
     storage = LakeStorage(folder.absolute(), settings)
     with storage.attached(read_only=read_only) as connection:
-        storage.check_layout(connection)
+        check_layout(connection)
         yield DuckLakeWarehouse(storage, connection, read_only=read_only)
 
 

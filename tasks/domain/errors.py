@@ -11,6 +11,7 @@
         |-- SettingsError          a setting is unknown or out of range
         |-- ModelMissingError      a language model cannot be found or is not whole
         |-- NotFoundError          an id, a version, a flow or a table that does not exist
+        |-- MigrationNeededError   the warehouse has an older layout than this program needs
         |-- GateError              a gate stopped the flow
         `-- TrainingError          a fit diverged or has nothing to learn from
 
@@ -64,6 +65,10 @@ class ModelMissingError(TerminalError):
 
 class NotFoundError(TerminalError):
     """Something was asked for by a name or id that does not exist."""
+
+
+class MigrationNeededError(TerminalError):
+    """The warehouse was written by an older program and has to be brought forward first: ``nearline migrate``."""
 
 
 class GateError(TerminalError):

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
+from infra.ducklake_storage import LakeStorage
 from infra.ducklake_warehouse import open_warehouse
 from infra.settings import WarehouseSettings
-from tasks.domain.errors import InputError, NotFoundError, TerminalError, WarehouseBusyError
+from tasks.domain.errors import InputError, MigrationNeededError, NotFoundError, TerminalError, WarehouseBusyError
 from warehouse.catalog import contracts
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -107,11 +108,15 @@ def test_opening_again_changes_nothing(new_folder, settings, read_only):
         assert second.latest_snapshot() == before
 
 
-def test_missing_columns_and_tables_are_added(folder, settings):
+def test_missing_columns_and_tables_are_added_when_that_is_asked(folder, settings):
     with open_warehouse(folder, settings) as warehouse:
         append(warehouse, ("v1", 1))
         warehouse.commit(lambda transaction: transaction.execute("alter table watermarks drop column updated_at"))
         warehouse.commit(lambda transaction: transaction.execute("drop table publications"))
+    lacks = r"lacks the tables publications and the columns watermarks\.updated_at.*nearline migrate"
+    with pytest.raises(MigrationNeededError, match=lacks), open_warehouse(folder, settings):
+        pass
+    assert LakeStorage(folder, settings).migrate(lambda: None)
     with open_warehouse(folder, settings, read_only=True) as warehouse:
         assert warehouse.read("select version, updated_at from watermarks").to_pylist() == [
             {"version": "v1", "updated_at": None}
@@ -158,6 +163,7 @@ def test_rows_are_stored_as_was_measured_to_be_fast_in_older_lakes_too(folder, s
         assert not {"raw_events", "quarantine", "watermarks"} & tables
         warehouse.commit(lambda transaction: transaction.execute("delete from layouts"))
         warehouse.commit(lambda transaction: transaction.execute("call lake.set_option('parquet_version', '1')"))
+    LakeStorage(folder, settings).migrate(lambda: None)
     with open_warehouse(folder, settings, read_only=True) as warehouse:
         assert options(warehouse) == chosen
 
