@@ -54,12 +54,11 @@ def erase_user(resources: Resources, user_id: str, *, now: datetime) -> ErasureR
             rows = pa.Table.from_pylist([{**row, "erased_at": now}])
             warehouse.commit(lambda transaction: transaction.append("erasures", rows))
     logger.info("erase user=%s rows=%d points=%d", pseudonym, sum(removed.values()), n_points)
-    places = tuple(RemovedRows(place, counts.get(place, 0), n_left) for place, n_left in left.items())
     return ErasureReceipt(
         erasure_id=erasure_id,
         user=pseudonym,
         erased_at=now,
-        removed=places,
+        removed=_places(counts, left),
         n_expired_snapshots=done["expired_snapshots"],
         n_deleted_files=done["deleted_files"],
         remains=REMAINS,
@@ -81,7 +80,7 @@ def verify_erasure(resources: Resources, user_id: str) -> tuple[RemovedRows, ...
     for document in past:
         for place, count in json.loads(document).items():
             removed[place] = removed.get(place, 0) + count
-    return tuple(RemovedRows(place, removed.get(place, 0), n_left) for place, n_left in left.items())
+    return _places(removed, left)
 
 
 def tables_of_users() -> list[str]:
@@ -109,7 +108,7 @@ def _uncovered_users(warehouse: Warehouse, versions: Sequence[str]) -> list[str]
 def _remove_rows(transaction: Transaction, user_id: str) -> dict[str, int]:
     """Delete in one transaction; returns the rows removed by table."""
     who = {"user_id": user_id}
-    removed = {TEXTS: _delete_texts(transaction, who)}
+    removed: dict[str, int] = {}
     for table, found, delete, key in (
         (RAW_EVENTS, "events_of_person", "erase_events", ["event_id", "batch_id", "source_row"]),
         (QUARANTINE, "refused_rows_of_person", "erase_quarantine", ["batch_id", "source_row", "reason"]),
@@ -118,6 +117,7 @@ def _remove_rows(transaction: Transaction, user_id: str) -> dict[str, int]:
         if rows.num_rows:
             transaction.execute(query_sql(delete), shadows={"erased_rows": rows})
         removed[table] = rows.num_rows
+    removed[TEXTS] = _delete_texts(transaction, who)
     for table in tables_of_users():
         if table != RAW_EVENTS:
             removed[table] = _count(transaction, table, user_id)
@@ -127,12 +127,11 @@ def _remove_rows(transaction: Transaction, user_id: str) -> dict[str, int]:
 
 
 def _delete_texts(transaction: Transaction, who: Mapping[str, object]) -> int:
-    hashes = transaction.read(query_sql("texts_of_person"), who)["content_hash"].to_pylist()
-    if not hashes:
-        return 0
-    known = transaction.read(query_sql("count_text_embeddings"), {"content_hashes": hashes})["n_rows"][0].as_py()
-    transaction.replace(TEXTS, pa.table({}), {"content_hash": hashes})
-    return int(known)
+    """Once the events are gone, so that a text of one that had moved from somebody else goes too."""
+    rows = transaction.read(query_sql("embeddings_of_person"), who)
+    if rows.num_rows:
+        transaction.replace(TEXTS, pa.table({}), {"content_hash": rows["content_hash"].unique().to_pylist()})
+    return rows.num_rows
 
 
 def _name_waiting(transaction: Transaction, waiting: Sequence[str], snapshot: int, now: datetime) -> None:
@@ -144,11 +143,16 @@ def _name_waiting(transaction: Transaction, waiting: Sequence[str], snapshot: in
     transaction.execute(query_sql("move_watermarks"), {"snapshot": snapshot, "updated_at": now})
 
 
+def _places(removed: Mapping[str, int], left: Mapping[str, int]) -> tuple[RemovedRows, ...]:
+    return tuple(RemovedRows(place, removed.get(place, 0), left.get(place, 0)) for place in {**left, **removed})
+
+
 def _count_left(warehouse: Warehouse, index: VectorIndex, user_id: str) -> dict[str, int]:
-    """Rows and points that still name the user, by place."""
+    """Rows and points that an erasure would remove, by place."""
     who = {"user_id": user_id}
     left = {table: _count(warehouse, table, user_id) for table in tables_of_users()}
     left[QUARANTINE] = warehouse.read(query_sql("refused_rows_of_person"), who).num_rows
+    left[TEXTS] = warehouse.read(query_sql("embeddings_of_person"), who).num_rows
     left[INDEX] = sum(len(index.users(version, [user_id])) for version in index.versions())
     return left
 

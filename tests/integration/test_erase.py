@@ -6,6 +6,7 @@ from tasks.domain.errors import InputError
 from tasks.erase import erase_user, tables_of_users, verify_erasure
 from tasks.export import export_user
 from tasks.refresh import read_watermark, refresh
+from tests.conftest import WORDS
 
 SECRET = "person-4711-of-the-test"
 
@@ -17,6 +18,7 @@ def world(small_world):
     wishes = ((SECRET, "a secret wish"), ("u00", "a shared wish"), (SECRET, "a shared wish"))
     world.add_events(*(world.event(user, None, "search", text=text) for user, text in wishes))
     world.embed_texts("a secret wish", "a shared wish")
+    world.add_events(*(world.event("u00", None, "search", text=f"{word} stories") for word in WORDS))
     world.add_users(**{SECRET: {"age": 50}})
     refresh(world.resources, now=world.tick())
     return world
@@ -63,6 +65,44 @@ def test_events_that_waited_for_a_refresh_still_count(world):
         ).to_pylist()
         assert row["as_of_snapshot"] == read_watermark(warehouse, run.version)
     assert refresh(world.resources, now=world.tick()) is None
+
+
+def by_place(places):
+    return {place.place: (place.n_removed, place.n_left) for place in places}
+
+
+def test_the_receipt_names_every_place_that_lost_rows(world):
+    with world.resources.warehouse() as warehouse:
+        tables = warehouse.read("select table_name from information_schema.tables")["table_name"].to_pylist()
+        sizes = {table: warehouse.read(f'from "{table}"').num_rows for table in tables}
+    receipt = erase_user(world.resources, SECRET, now=world.tick())
+    with world.resources.warehouse() as warehouse:
+        lost = {table: size - warehouse.read(f'from "{table}"').num_rows for table, size in sizes.items()}
+    removed = {place: n_removed for place, (n_removed, _) in by_place(receipt.removed).items() if n_removed}
+    assert removed == {table: n_rows for table, n_rows in lost.items() if n_rows > 0} | {"vector index": 1}
+    assert by_place(receipt.removed)["text_embeddings"] == (1, 0)
+    verified = by_place(verify_erasure(world.resources, SECRET))
+    assert verified == by_place(receipt.removed) | {"earlier snapshots": (0, 0)}
+    unknown = by_place(verify_erasure(world.resources, "nobody"))
+    assert set(unknown.values()) == {(0, 0)}
+
+
+def test_a_text_is_looked_for_before_and_after(world):
+    assert by_place(verify_erasure(world.resources, SECRET))["text_embeddings"] == (0, 1)
+    erase_user(world.resources, SECRET, now=world.tick())
+    world.embed_texts("a secret wish")  # by a run that had read it before
+    assert by_place(verify_erasure(world.resources, SECRET))["text_embeddings"] == (1, 1)
+    again = erase_user(world.resources, SECRET, now=world.tick())
+    assert by_place(again.removed)["text_embeddings"] == (1, 0)
+
+
+def test_a_text_of_an_event_that_moved_goes_with_it(world):
+    """Nobody has it any more, though somebody else had."""
+    world.add_events(world.event("u02", None, "search", event_id="moved", text="a borrowed wish"))
+    world.add_events(world.event(SECRET, None, "search", event_id="moved", text="a borrowed wish"))
+    world.embed_texts("a borrowed wish")
+    receipt = erase_user(world.resources, SECRET, now=world.tick())
+    assert by_place(receipt.removed)["text_embeddings"] == (2, 0)
 
 
 def test_an_event_that_moved_to_the_person_does_not_come_back(world):
