@@ -117,18 +117,19 @@ class Follower:
             live.resources.close()
 
     def take_commit(self, committed: CommittedRows) -> None:
-        """Rows that this process has committed; called before whoever sent them is answered."""
+        """Rows that this process has committed; called before whoever sent them is answered. After an error here the
+        next look finds them as it finds those of others."""
         if committed.kind == "items":
             return
         table: RawTable = "raw_events" if committed.kind == "events" else "raw_users"
         with self._lock:
             if not self._receiving:
                 return  # nothing serves yet: whatever will, reads the rows from the warehouse
-            self._own.update(dict.fromkeys(pc.unique(committed.rows["batch_id"]).to_pylist(), committed.snapshot))
             self._folder.histories.add(table, committed.rows, committed.snapshot)
             for pending in self._receiving:
                 if table == "raw_events" or pending.knows_attributes:
                     pending.mark(marks_of(committed.rows), committed.snapshot)
+            self._own.update(dict.fromkeys(pc.unique(committed.rows["batch_id"]).to_pylist(), committed.snapshot))
 
     def look(self) -> None:
         """Bring everything up to date. It is cheap when nothing happened; raises what the warehouse raises."""

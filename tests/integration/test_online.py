@@ -93,6 +93,27 @@ def test_the_next_request_shows_what_was_just_sent(small_world):
         np.testing.assert_allclose(view(service, "u02").query, recomputed(small_world, ["u02"])[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("step", ["histories", "pending"])
+def test_a_commit_that_was_not_taken_over_is_found_by_the_follower(small_world, monkeypatch, step):
+    with serving(small_world) as service:
+        part = service._folder.histories if step == "histories" else service._follower.live.pending
+        name = "add" if step == "histories" else "mark"
+        take, failed = getattr(part, name), []
+
+        def fail_once(*arguments):
+            if not failed:
+                failed.append(True)
+                raise RuntimeError("not now")
+            return take(*arguments)
+
+        monkeypatch.setattr(part, name, fail_once)
+        with service._follower._looking:  # until the rows were offered and not taken, the follower sees nothing
+            send(service, event("new", "i01"))
+        assert failed
+        settle(service)
+        assert slate(service, "new").n_history == 1
+
+
 def test_somebody_new_is_known_with_their_first_event(small_world):
     with serving(small_world) as service:
         assert slate(service, "new").fallbacks == ("unknown_user",)
