@@ -22,6 +22,7 @@ from warehouse.catalog import Contract, contracts
 
 T = TypeVar("T")
 
+_SNAPSHOT = "select id from lake.current_snapshot()"
 _SMALL_FILE_BYTES = 4_000_000
 """Files up to this size are merged whenever a table is flushed: about 300,000 events."""
 
@@ -52,7 +53,7 @@ class DuckLakeWarehouse:
 
     def latest_snapshot(self) -> int:
         """The id of the newest snapshot (of a view ``at`` a snapshot: that one)."""
-        return int(self.read("select id from lake.current_snapshot()")["id"][0].as_py())
+        return int(self.read(_SNAPSHOT)["id"][0].as_py())
 
     def read(
         self,
@@ -63,6 +64,16 @@ class DuckLakeWarehouse:
         """Run a query; see the port. Times come back in UTC. Raises InputError or NotFoundError for wrong SQL."""
         with self._cursor() as cursor:
             return self._storage.retried(lambda: _fetch_among(cursor, shadows or {}, sql, parameters), "read from")
+
+    def read_together(
+        self, sqls: Sequence[str], shadows: Mapping[str, pa.Table] | None = None
+    ) -> tuple[int, list[pa.Table]]:
+        """Several queries in one transaction, with the id of its snapshot; see the port. Raises as ``read``."""
+        with self._cursor() as cursor:
+            *tables, snapshot = self._storage.retried(
+                lambda: _fetch_together(cursor, shadows or {}, [*sqls, _SNAPSHOT]), "read from"
+            )
+        return int(snapshot["id"][0].as_py()), tables
 
     @contextmanager
     def at(self, snapshot: int) -> Iterator[Warehouse]:
@@ -261,22 +272,35 @@ def _fetch(cursor: duckdb.DuckDBPyConnection, sql: str, parameters: Mapping[str,
     return cursor.execute(sql, parameters or None).to_arrow_table()
 
 
+@contextmanager
+def _among(cursor: duckdb.DuckDBPyConnection, shadows: Mapping[str, pa.Table]) -> Iterator[None]:
+    """One transaction: outside of one, each ``register`` asks the catalog anew, which took most of a small read."""
+    cursor.execute("begin")
+    try:
+        for name, rows in shadows.items():
+            cursor.register(name, rows)
+        yield
+    finally:
+        cursor.execute("rollback")
+
+
 def _fetch_among(
     cursor: duckdb.DuckDBPyConnection,
     shadows: Mapping[str, pa.Table],
     sql: str,
     parameters: Mapping[str, object] | None,
 ) -> pa.Table:
-    """In one transaction: outside of one, each ``register`` asks the catalog anew, which took most of a small read."""
     if not shadows:
         return _fetch(cursor, sql, parameters)
-    cursor.execute("begin")
-    try:
-        for name, rows in shadows.items():
-            cursor.register(name, rows)
+    with _among(cursor, shadows):
         return _fetch(cursor, sql, parameters)
-    finally:
-        cursor.execute("rollback")
+
+
+def _fetch_together(
+    cursor: duckdb.DuckDBPyConnection, shadows: Mapping[str, pa.Table], sqls: Sequence[str]
+) -> list[pa.Table]:
+    with _among(cursor, shadows):
+        return [_fetch(cursor, sql, None) for sql in sqls]
 
 
 def _total(rows: pa.Table, column: str) -> int:

@@ -81,6 +81,11 @@ class Warehouse(Protocol):
         serves the nightly batch and the refresh of a few users.
         """
 
+    def read_together(
+        self, sqls: Sequence[str], shadows: Mapping[str, pa.Table] | None = None
+    ) -> tuple[int, list[pa.Table]]:
+        """Several queries of one snapshot, with its id; cheaper than one ``read`` for each."""
+
     def at(self, snapshot: int) -> AbstractContextManager["Warehouse"]:
         """A read-only view of every table as it was at ``snapshot``. Raises NotFoundError if it has expired."""
 

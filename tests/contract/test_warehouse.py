@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
+from infra import ducklake_warehouse
 from infra.ducklake_storage import LakeStorage
 from infra.ducklake_warehouse import open_warehouse
 from infra.settings import WarehouseSettings
@@ -236,6 +237,24 @@ def test_threads_share_one_opening(warehouse):
     with ThreadPoolExecutor(4) as pool:
         results = [table["n"][0].as_py() for table in pool.map(work, range(40))]
     assert results == [number + 1 for number in range(40)]
+
+
+def test_what_is_read_together_is_of_one_snapshot(warehouse, monkeypatch):
+    before = append(warehouse, ("v1", 1))
+    fetch = ducklake_warehouse._fetch
+
+    def fetch_and_append(cursor, sql, parameters):
+        found = fetch(cursor, sql, parameters)
+        with monkeypatch.context() as patch:
+            patch.setattr(ducklake_warehouse, "_fetch", fetch)
+            assert append(warehouse, ("later", 1)) > before
+        return found
+
+    monkeypatch.setattr(ducklake_warehouse, "_fetch", fetch_and_append)
+    sqls = ["select version from watermarks", "select version from watermarks, shadow"]
+    snapshot, tables = warehouse.read_together(sqls, {"shadow": pa.table({"n": [1]})})
+    assert snapshot == before
+    assert [table["version"].to_pylist() for table in tables] == [["v1"], ["v1"]]
 
 
 # writing

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -38,6 +39,9 @@ class FakeWarehouse:
 
     def latest_snapshot(self):
         return self.snapshot
+
+    def read_together(self, sqls, shadows=None):
+        return self.snapshot, [self.read(sql, None, shadows) for sql in sqls]
 
     def read(self, sql, parameters=None, shadows=None):
         if "fed_events" in shadows:
@@ -95,6 +99,166 @@ def test_memory_is_bounded_and_the_longest_unused_go_first():
     assert warehouse.n_reads == n_reads + 1
     cache.forget(["a", "b", "c"])
     assert cache.n_bytes == 0
+
+
+class SlowWarehouse(FakeWarehouse):
+    """Looks at its rows, says so, and answers when it is let to; ``at_most`` counts the reads under way at once."""
+
+    def __init__(self, *rows):
+        super().__init__(*rows)
+        self.looked, self.gate, self.errors = threading.Semaphore(0), threading.Semaphore(0), []
+        self.n_under_way = self.at_most = 0
+
+    def read_together(self, sqls, shadows=None):
+        found = super().read_together(sqls, shadows)
+        self.n_under_way += 1
+        self.at_most = max(self.at_most, self.n_under_way)
+        self.looked.release()
+        assert self.gate.acquire(timeout=5)
+        self.n_under_way -= 1
+        if self.errors:
+            raise self.errors.pop()
+        return found
+
+
+@pytest.fixture
+def slow():
+    """A warehouse that waits, a cache on it, and loads in threads of their own."""
+    warehouse = SlowWarehouse(("e1", "a"), ("e2", "b"), ("e3", "c"), ("e4", "d"))
+    cache = HistoryCache(warehouse, megabytes=1)
+    with ThreadPoolExecutor(8) as threads:
+        yield SimpleNamespace(
+            warehouse=warehouse, cache=cache, load=lambda *users: threads.submit(events_of, cache, *users)
+        )
+        warehouse.gate.release(50)
+
+
+def wait_for_look(slow):
+    assert slow.warehouse.looked.acquire(timeout=5)
+
+
+def nobody_looks(slow):
+    return not slow.warehouse.looked.acquire(timeout=0.1)
+
+
+def test_a_user_who_is_being_read_is_not_read_again(slow):
+    first = slow.load("a")
+    wait_for_look(slow)
+    second = slow.load("a")
+    assert nobody_looks(slow)
+    slow.warehouse.gate.release()
+    assert first.result(5) == second.result(5) == ["e1"]
+    assert slow.warehouse.n_reads == 1
+
+
+def test_a_read_holds_up_neither_another_nor_those_who_are_kept(slow):
+    kept = slow.load("a")
+    wait_for_look(slow)
+    slow.warehouse.gate.release()
+    assert kept.result(5) == ["e1"]
+    others = [slow.load("b"), slow.load("c")]
+    wait_for_look(slow)
+    wait_for_look(slow)
+    assert slow.load("a").result(5) == ["e1"]
+    slow.warehouse.gate.release(2)
+    assert [found.result(5) for found in others] == [["e2"], ["e3"]]
+
+
+def test_who_waits_for_a_reader_is_read_together(slow):
+    busy = [slow.load("a")]
+    wait_for_look(slow)
+    busy.append(slow.load("b"))
+    wait_for_look(slow)
+    waiting = [slow.load("c"), slow.load("d"), slow.load("nobody")]
+    assert nobody_looks(slow)
+    slow.warehouse.gate.release(3)
+    assert [found.result(5) for found in (*busy, *waiting)] == [["e1"], ["e2"], ["e3"], ["e4"], []]
+    assert sorted(map(len, slow.warehouse.wanted)) == [1, 1, 3]
+    assert slow.warehouse.at_most == 2
+
+
+def test_rows_that_are_committed_during_a_read_are_there_once(slow):
+    load = slow.load("a")
+    wait_for_look(slow)
+    slow.cache.add("raw_events", raw_events(("e5", "a"), ("e6", "b")), snapshot=6)
+    slow.cache.add("raw_events", raw_events(("e1", "a")), snapshot=5)  # the read has it
+    slow.warehouse.gate.release()
+    assert load.result(5) == ["e1", "e5"]
+    assert events_of(slow.cache, "a") == ["e1", "e5"]
+    assert slow.warehouse.n_reads == 1
+
+
+def test_rows_that_are_committed_before_a_user_is_read_at_last_are_there_once(slow):
+    for user_id in ("a", "b"):
+        slow.load(user_id)
+        wait_for_look(slow)
+    waiting = slow.load("c")
+    assert nobody_looks(slow)
+    slow.warehouse.rows.append(("e7", "c"))
+    slow.warehouse.snapshot = 6
+    slow.cache.add("raw_events", raw_events(("e7", "c")), snapshot=6)
+    slow.cache.forget([])  # takes in what was added
+    slow.warehouse.gate.release(3)
+    assert waiting.result(5) == ["e3", "e7"]
+
+
+either_erasure = pytest.mark.parametrize("erase", [lambda cache: cache.forget(["a"]), lambda cache: cache.clear()])
+
+
+@either_erasure
+def test_what_was_read_of_a_user_who_is_erased_meanwhile_is_thrown_away(slow, erase):
+    load = slow.load("a")
+    wait_for_look(slow)
+    slow.cache.add("raw_events", raw_events(("e5", "a")), snapshot=6)
+    slow.warehouse.rows.clear()
+    slow.warehouse.snapshot = 7
+    erase(slow.cache)
+    slow.warehouse.gate.release()
+    wait_for_look(slow)  # the same load reads again
+    slow.cache.add("raw_events", raw_events(("e6", "a")), snapshot=8)
+    slow.warehouse.gate.release()
+    assert load.result(5) == ["e6"]
+    assert events_of(slow.cache, "a") == ["e6"]
+    slow.cache.forget(["a"])
+    assert slow.cache.n_bytes == 0
+
+
+@either_erasure
+def test_who_comes_after_an_erasure_does_not_wait_for_the_read_before_it(slow, erase):
+    before = slow.load("a")
+    wait_for_look(slow)
+    slow.warehouse.rows.clear()
+    slow.warehouse.snapshot = 7
+    erase(slow.cache)
+    after = slow.load("a")
+    wait_for_look(slow)
+    slow.warehouse.gate.release(2)
+    assert before.result(5) == after.result(5) == []
+    assert slow.warehouse.n_reads == 2
+
+
+def test_a_user_who_is_erased_while_another_is_read_is_read_anew(slow):
+    slow.warehouse.gate.release()
+    assert slow.load("a").result(5) == ["e1"]
+    wait_for_look(slow)
+    both = slow.load("a", "b")
+    wait_for_look(slow)
+    slow.warehouse.rows.remove(("e1", "a"))
+    slow.cache.forget(["a"])
+    slow.warehouse.gate.release(2)
+    assert both.result(5) == ["e2"]
+
+
+def test_a_read_that_fails_is_tried_again_by_those_who_waited_for_it(slow):
+    slow.warehouse.errors.append(WarehouseBusyError("locked"))
+    first = slow.load("a")
+    wait_for_look(slow)
+    second = slow.load("a")
+    assert nobody_looks(slow)
+    slow.warehouse.gate.release(2)
+    assert isinstance(first.exception(5), WarehouseBusyError)
+    assert second.result(5) == ["e1"]
+    assert events_of(slow.cache, "a") == ["e1"]
 
 
 class FakeFolder:
