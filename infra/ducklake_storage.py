@@ -69,14 +69,19 @@ class LakeStorage:
         self._busy_seconds = settings.busy_timeout_seconds
 
     @contextmanager
-    def attached(self, *, read_only: bool, snapshot: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    def attached(
+        self, *, read_only: bool, snapshot: int | None = None, upgrade: bool = False
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
         """A DuckDB instance with this lake attached as ``lake``; it is made whole first if it is not there yet.
 
-        Raises NotFoundError for a snapshot that does not exist any more or yet.
+        ``upgrade`` lets the engine bring a catalog of an older DuckLake to its own format. Raises NotFoundError for a
+        snapshot that does not exist any more or yet.
         """
         if not self._catalog.exists():
             self._create()
         options = ["read_only"] if read_only else []
+        if upgrade:
+            options.append("automatic_migration true")
         if snapshot is not None:
             options.append(f"snapshot_version {int(snapshot)}")
         with self._instance(self._catalog, *options) as connection:
@@ -93,7 +98,7 @@ class LakeStorage:
                     check_layout(connection)
             except MigrationNeededError:
                 before()
-                with self._instance(self._catalog, "automatic_migration true") as writer:
+                with self.attached(read_only=False, upgrade=True) as writer:
                     return self.retried(lambda: migrate_layout(writer), "migrate")
         return ()
 

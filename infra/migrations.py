@@ -68,7 +68,7 @@ def check_layout(connection: duckdb.DuckDBPyConnection) -> None:
         lacks = f" It lacks {_listed(missing)}." if missing else ""
         raise MigrationNeededError(
             f"The warehouse has layout {layout}, and this program needs layout {LAYOUT}.{lacks} An older Nearline "
-            "wrote it. Stop what uses it, then bring it forward: nearline migrate (a backup comes first; docs/backup.md)."
+            "wrote it. Stop what uses it, then bring it forward: nearline migrate (docs/backup.md says how)."
         )
 
 

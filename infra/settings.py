@@ -253,27 +253,38 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Environment first, then the file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_settings_file())
+        """Environment first, then the file: that of the home that is named in the call, if one is."""
+        home = init_settings().get("home")
+        file = settings_file(Path(home) if home else None)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
 
 
 def load_settings(**overrides: Any) -> Settings:
     """Read and validate the settings. Raises SettingsError that names the setting and what it allows."""
     _check_variables()
+    file = settings_file(overrides.get("home"))
     try:
         return Settings(**overrides)
     except tomllib.TOMLDecodeError as error:
-        file = _settings_file().absolute()
-        raise SettingsError(f"The settings file {file} is not TOML: {error}. docs/settings.md shows one.") from None
+        raise SettingsError(
+            f"The settings file {file.absolute()} is not TOML: {error}. docs/settings.md shows one."
+        ) from None
     except ValidationError as error:
         lines = [
             f"  {'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})" for e in error.errors()
         ]
         raise SettingsError(
-            f"The settings could not be read from the environment and {_settings_file()}:\n"
+            f"The settings could not be read from the environment and {file}:\n"
             + "\n".join(lines)
             + "\nCorrect them; docs/settings.md lists every setting with its range."
         ) from None
+
+
+def settings_file(home: Path | None = None) -> Path:
+    """The settings file of a home (None: that of the environment), whether it is there or not."""
+    home = home or Path(os.environ.get("NEARLINE_HOME", "var"))
+    in_home = home.expanduser() / SETTINGS_FILE
+    return in_home if in_home.exists() else Path(SETTINGS_FILE)
 
 
 def setting_variable(name: str) -> str:
@@ -288,7 +299,7 @@ def setting_source(name: str) -> str:
     variables = {variable.upper() for variable in os.environ}
     if found := next((variable for variable in names if variable in variables), None):
         return found
-    file = _settings_file()
+    file = settings_file()
     document: Any = tomllib.loads(file.read_text()) if file.exists() else {}
     for part in parts:
         document = document.get(part) if isinstance(document, dict) else None
@@ -318,12 +329,6 @@ def _check_variables() -> None:
                 f"The environment has {variable}, which is no setting. Did you mean {close[0]}? "
                 "docs/settings.md lists every setting."
             )
-
-
-def _settings_file() -> Path:
-    home = Path(os.environ.get("NEARLINE_HOME", "var")).expanduser()
-    in_home = home / SETTINGS_FILE
-    return in_home if in_home.exists() else Path(SETTINGS_FILE)
 
 
 def _user_cache() -> Path:

@@ -1,0 +1,219 @@
+"""Takes a backup of a home: the warehouse as of one moment, the settings file, the API keys' hashes and the salt.
+
+Data files never change once they are written, so the catalog is copied first, in one step, and then the files that it
+names, while everybody else goes on. What can be made again is left out: the index, reports, caches. It knows nothing of
+what the rows mean, nor of how a backup is restored.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import duckdb
+from filelock import FileLock, Timeout
+
+from infra.backup_files import MANIFEST_FILE, UNFINISHED, copy_file, hash_file, remove_folder, sync_folder
+from infra.catalog_copy import CatalogCopy, copy_catalog
+from infra.ducklake_storage import LakeStorage
+from infra.key_store import FOLDER as SERVING
+from infra.key_store import KEYS_FILE, SALT_FILE
+from infra.migrations import stored_layout
+from infra.settings import (
+    ENV_PREFIX,
+    SETTINGS_FILE,
+    Settings,
+    WarehouseSettings,
+    setting_names,
+    setting_source,
+    settings_file,
+)
+from tasks.domain.backups import BackupFile, KnownErasure, Manifest, backup_name
+from tasks.domain.errors import InputError, NotFoundError, TerminalError, WarehouseBusyError
+
+WAREHOUSE, CATALOG, DATA = "warehouse", "catalog.sqlite", "data"
+_FREE_TRIES = 3
+"""Copies that let others write meanwhile; where an erasure or maintenance deleted files during each, one more waits
+until nobody writes."""
+_HEADROOM = 1.05
+
+
+def back_up_home(settings: Settings, parent: Path, *, now: datetime) -> tuple[Path, Manifest]:
+    """Make a new backup, a folder of ``parent`` that is named by its time; returns it with what is in it.
+
+    It appears under its name when it is whole and on the disk. Raises NotFoundError where there is no warehouse,
+    WarehouseBusyError if another backup is being written there, and TerminalError if the disk is too small or the
+    warehouse is damaged.
+    """
+    lake = settings.home / WAREHOUSE
+    if not (lake / CATALOG).exists():
+        raise NotFoundError(f"There is no warehouse in {settings.home} to back up. NEARLINE_HOME names the home.")
+    parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _alone(parent):
+        for leftover in parent.glob(f"*{UNFINISHED}"):
+            remove_folder(leftover)
+        folder = _free_name(parent, now)
+        unfinished = folder.with_name(folder.name + UNFINISHED)
+        unfinished.mkdir(mode=0o700)
+        try:
+            manifest = _fill(settings, lake, unfinished, now)
+            (unfinished / MANIFEST_FILE).write_text(manifest.to_json())
+            hash_file(unfinished / MANIFEST_FILE, sync=True)
+            sync_folder(unfinished)
+            unfinished.rename(folder)
+            sync_folder(parent)
+        except OSError as error:
+            raise TerminalError(
+                f"The backup of {settings.home} to {folder} was not finished: {error}. Nothing of it is left. See that "
+                "the disk has room and can be written to, then run it again."
+            ) from error
+        finally:
+            remove_folder(unfinished)
+    return folder, manifest
+
+
+def _fill(settings: Settings, lake: Path, target: Path, now: datetime) -> Manifest:
+    copy, files = _copy_lake(LakeStorage(lake.absolute(), settings.warehouse), lake, target / WAREHOUSE, settings)
+    for source, name in _small_files(settings.home):
+        with_place = target / name
+        with_place.parent.mkdir(exist_ok=True, mode=0o700)
+        files.append(_renamed(copy_file(source, with_place), target, with_place))
+    with _opened(target / WAREHOUSE, settings.warehouse) as connection:
+        return Manifest(
+            made_at=now,
+            program=version("nearline"),
+            layout=stored_layout(connection) if "layouts" in _tables(connection) else 0,
+            lake=copy.lake,
+            snapshot=copy.snapshot,
+            rows={table: _count(connection, table) for table in _tables(connection)},
+            files=tuple(files),
+            erasures=_erasures(connection),
+            outside_settings=_outside_settings(),
+        )
+
+
+def _copy_lake(
+    storage: LakeStorage, lake: Path, target: Path, settings: Settings
+) -> tuple[CatalogCopy, list[BackupFile]]:
+    done: dict[str, BackupFile] = {}
+    for _ in range(_FREE_TRIES):
+        try:
+            return _copy_once(lake, target, settings.warehouse.busy_timeout_seconds, done)
+        except FileNotFoundError:
+            continue  # deleted since the catalog was copied: what is copied next does not name it any more
+    with storage.exclusive():
+        try:
+            return _copy_once(lake, target, settings.warehouse.busy_timeout_seconds, done)
+        except FileNotFoundError as error:
+            raise TerminalError(
+                f"The warehouse in {lake} is damaged: its catalog names {error.filename}, which is not there. "
+                "Restore an earlier backup: nearline restore."
+            ) from None
+
+
+def _copy_once(
+    lake: Path, target: Path, busy_seconds: float, done: dict[str, BackupFile]
+) -> tuple[CatalogCopy, list[BackupFile]]:
+    """One copy of the catalog and of the files that it names. ``done`` are files that an earlier try has copied; those
+    that are no longer named are deleted."""
+    catalog = target / CATALOG
+    target.mkdir(exist_ok=True, mode=0o700)
+    catalog.unlink(missing_ok=True)
+    copy = copy_catalog(lake / CATALOG, catalog, busy_seconds)
+    for path in set(done) - set(copy.files):
+        (target / DATA / path).unlink()
+        del done[path]
+    _check_room(target, sum(size for path, size in copy.files.items() if path not in done))
+    for path in copy.files:
+        if path not in done:
+            own = target / DATA / path
+            own.parent.mkdir(parents=True, exist_ok=True)
+            done[path] = _renamed(copy_file(lake / DATA / path, own), target.parent, own)
+    own_catalog = _renamed(hash_file(catalog, sync=True), target.parent, catalog)
+    return copy, [own_catalog, *(done[path] for path in copy.files)]
+
+
+def _check_room(target: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(target).free
+    if free < n_bytes * _HEADROOM:
+        raise TerminalError(
+            f"The backup needs {n_bytes / 1e6:,.0f} MB, and {target.parent.parent} has {free / 1e6:,.0f} MB free. "
+            "Make room there, or name a folder on another disk."
+        )
+
+
+def _small_files(home: Path) -> Iterator[tuple[Path, str]]:
+    """Files beside the warehouse that a home needs, with their places in the backup."""
+    for source, name in (
+        (settings_file(home), SETTINGS_FILE),
+        (home / SERVING / KEYS_FILE, f"{SERVING}/{KEYS_FILE}"),
+        (home / SERVING / SALT_FILE, f"{SERVING}/{SALT_FILE}"),
+    ):
+        if source.exists():
+            yield source, name
+
+
+@contextmanager
+def _opened(lake: Path, settings: WarehouseSettings) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The copy as the engine sees it; its catalog is copied once more, because an engine that opens it may change
+    it."""
+    with tempfile.TemporaryDirectory(prefix="nearline-backup-") as scratch:
+        shutil.copyfile(lake / CATALOG, Path(scratch) / CATALOG)
+        (Path(scratch) / DATA).symlink_to((lake / DATA).absolute(), target_is_directory=True)
+        with LakeStorage(Path(scratch), settings).attached(read_only=False, upgrade=True) as connection:
+            yield connection
+
+
+def _tables(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    rows = connection.execute("select table_name from duckdb_tables() where database_name = 'lake' order by all")
+    return [name for (name,) in rows.fetchall()]
+
+
+def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
+    return int(connection.execute(f'select count(*) from "{table}"').fetchall()[0][0])  # noqa: S608 - the lake's names
+
+
+def _erasures(connection: duckdb.DuckDBPyConnection) -> tuple[KnownErasure, ...]:
+    if "erasures" not in _tables(connection):
+        return ()
+    rows = connection.execute(
+        "select erasure_id, user_pseudonym, erased_at from erasures order by erased_at"
+    ).fetchall()
+    return tuple(KnownErasure(*row) for row in rows)
+
+
+def _outside_settings() -> tuple[str, ...]:
+    sources = {setting_source(name) for name in setting_names() if name != "home"}
+    return tuple(sorted(name for name in sources if name.upper().startswith(ENV_PREFIX)))
+
+
+def _renamed(file: BackupFile, folder: Path, path: Path) -> BackupFile:
+    return BackupFile(path.relative_to(folder).as_posix(), file.size, file.sha256)
+
+
+def _free_name(parent: Path, now: datetime) -> Path:
+    name = backup_name(now.astimezone(UTC))
+    names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
+    return next(parent / candidate for candidate in names if not (parent / candidate).exists())
+
+
+@contextmanager
+def _alone(parent: Path) -> Iterator[None]:
+    """Nobody else writes a backup to this folder, so what is unfinished there was left by a process that is gone."""
+    if not os.access(parent, os.W_OK):
+        raise InputError(f"Backups cannot be written to {parent}: this user may not write there. Name another folder.")
+    lock = FileLock(parent / ".nearline-backup.lock", timeout=0, mode=0o600)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise WarehouseBusyError(
+            f"Another backup is being written to {parent}. Let it finish, or name another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

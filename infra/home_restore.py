@@ -1,0 +1,82 @@
+"""Makes a home out of a backup: beside what will be, then moved into place, so that half a home never looks like one.
+
+It knows nothing of what is done to the warehouse before it is moved.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from infra.backup_files import copy_backup, remove_folder, sync_folder
+from infra.home_backup import WAREHOUSE
+from infra.key_store import FOLDER as SERVING
+from infra.settings import SETTINGS_FILE
+from tasks.domain.backups import Manifest
+from tasks.domain.errors import InputError, TerminalError
+
+STAGED = ".restoring"
+_MOVED = (SETTINGS_FILE, SERVING, "index", "locks", "data_docs", "staging")
+_OF_THE_DISK = ("lost+found",)
+
+T = TypeVar("T")
+
+
+def restore_home(backup: Path, manifest: Manifest, home: Path, finish: Callable[[Path], T]) -> T:
+    """Copy and check every file, run ``finish`` on the home that they make, and move it to ``home``.
+
+    The warehouse is moved last: a kill before leaves a home without one, which the next restore clears away. Raises
+    InputError if ``home`` is not empty or the backup is damaged, and TerminalError if the disk is too small.
+    """
+    check_empty(home)
+    staged = home / STAGED
+    for leftover in (STAGED, *_MOVED) if staged.exists() else ():
+        _remove(home / leftover)
+    staged.mkdir(parents=True, mode=0o700)
+    try:
+        _check_room(manifest, home)
+        copy_backup(backup, manifest, staged)
+        result = finish(staged)
+        for path in sorted(staged.iterdir(), key=lambda path: path.name == WAREHOUSE):
+            sync_folder(path) if path.is_dir() else None
+            path.rename(home / path.name)
+        sync_folder(home)
+    except OSError as error:
+        raise TerminalError(
+            f"Restoring {backup} into {home} was not finished: {error}. See that the disk has room and can be written "
+            "to, then run it again."
+        ) from error
+    finally:
+        remove_folder(staged)
+    return result
+
+
+def check_empty(home: Path) -> None:
+    """Raises InputError if a home holds anything but what a restore that was killed has left."""
+    if not home.exists():
+        return
+    if not home.is_dir():
+        raise InputError(f"Restoring into {home} is not possible: it is a file. Name a folder that is empty.")
+    left = (STAGED, *_MOVED) if (home / STAGED).exists() else ()
+    present = sorted(path.name for path in home.iterdir() if path.name not in (*left, *_OF_THE_DISK))
+    if present:
+        raise InputError(
+            f"Restoring into {home} was refused: it is not empty ({', '.join(present[:5])}). A restore never writes "
+            "over anything. Name an empty or new folder: nearline restore BACKUP --home NEW."
+        )
+
+
+def _check_room(manifest: Manifest, home: Path) -> None:
+    free = shutil.disk_usage(home).free
+    if free < manifest.n_bytes:
+        raise TerminalError(
+            f"The backup holds {manifest.n_bytes / 1e6:,.0f} MB, and {home} has {free / 1e6:,.0f} MB free. Make room "
+            "there, or name a folder on another disk."
+        )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        remove_folder(path)
+    else:
+        path.unlink(missing_ok=True)
