@@ -38,6 +38,13 @@ def main() -> int:
     except NearlineError as error:
         complain(str(error))
         return ASKED_WRONGLY if isinstance(error, InputError | SettingsError | NotFoundError) else FAILED
+    except OSError as error:
+        from infra.disk_errors import storage_error
+
+        if (refused := storage_error("The command", error)) is None:
+            raise
+        complain(str(refused))
+        return FAILED
     return 0
 
 

@@ -21,6 +21,7 @@ from typing import TypeVar
 import duckdb
 from filelock import FileLock, Timeout
 
+from infra.disk_errors import disk_advice, writing
 from infra.migrations import check_layout, create_layout, migrate_layout
 from infra.settings import WarehouseSettings
 from tasks.domain.errors import (
@@ -28,6 +29,7 @@ from tasks.domain.errors import (
     MigrationNeededError,
     NearlineError,
     NotFoundError,
+    StorageError,
     TerminalError,
     WarehouseBusyError,
 )
@@ -104,7 +106,8 @@ class LakeStorage:
 
     @contextmanager
     def write_lock(self) -> Iterator[None]:
-        """Hold the lock that every writer takes. Raises WarehouseBusyError when it stays taken."""
+        """Hold the lock that every writer takes. Raises WarehouseBusyError when it stays taken, and StorageError where
+        the folder cannot be written."""
         holder = (threading.get_ident(), str(self._folder))
         if holder in _EXCLUSIVE:
             _EXCLUSIVE.discard(holder)
@@ -117,7 +120,8 @@ class LakeStorage:
             raise TerminalError("A commit was begun inside a commit. Use the transaction that is open already.")
         lock = FileLock(self._folder / "write.lock", timeout=self._busy_seconds)
         try:
-            lock.acquire()
+            with writing(f"Writing to the warehouse in {self._folder}"):
+                lock.acquire()
         except Timeout:
             raise self._busy("write to", "another process held the write lock") from None
         _HOLDERS.add(holder)
@@ -177,7 +181,8 @@ class LakeStorage:
 
     def _create(self) -> None:
         """Make the catalog beside its place and move it there, so that nobody ever sees half of it."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with writing(f"Making the warehouse in {self._folder}"):
+            self._folder.mkdir(parents=True, exist_ok=True)
         with self.write_lock():
             if self._catalog.exists():
                 return
@@ -242,6 +247,8 @@ def translated(error: duckdb.Error) -> NearlineError:
     )
     if isinstance(error, refused):
         return InputError(f"The warehouse refused a statement or a value. {text}")
+    if advice := disk_advice(text):
+        return StorageError(f"The disk refused what the warehouse asked of it: {text}. {advice}")
     return TerminalError(f"The warehouse's engine failed. {text}")
 
 
@@ -251,7 +258,7 @@ def _first_line(text: str) -> str:
 
 def _is_busy(error: duckdb.Error) -> bool:
     text = str(error).lower()
-    return any(sign in text for sign in _BUSY_SIGNS)
+    return any(sign in text for sign in _BUSY_SIGNS) and not disk_advice(text)
 
 
 def _escaped(path: Path) -> str:
@@ -267,6 +274,7 @@ def _take_instance() -> duckdb.DuckDBPyConnection:
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "preserve_insertion_order": False,
+            **({} if EngineThreads.wanted is None else {"threads": EngineThreads.wanted}),
         }
     )
     connection.execute("set enable_progress_bar = false")  # first: a bar on stdout breaks what programs read there

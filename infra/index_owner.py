@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from infra.disk_errors import writing
 from infra.settings import IndexSettings
 from infra.shared_index import PORT_METHODS, SharedIndex
 from tasks.domain.errors import IndexUnavailableError, NearlineError, TerminalError
@@ -137,10 +138,11 @@ def _acquire(folder: Path) -> _Held | None:
     key = (os.getpid(), folder)
     with _registry:
         if key not in _held:
-            folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder / LOCK_FILE, timeout=0, is_singleton=False, thread_local=False)
             try:
-                lock.acquire()
+                with writing(f"Opening the index folder {folder}"):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    lock.acquire()
             except Timeout:
                 return None
             try:

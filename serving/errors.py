@@ -16,6 +16,7 @@ from tasks.domain.errors import (
     NotFoundError,
     OverloadedError,
     SettingsError,
+    StorageError,
     TransientError,
     WarehouseBusyError,
 )
@@ -62,6 +63,8 @@ def as_http_error(error: Exception, request_id: str) -> HttpError:
     match error:
         case WarehouseBusyError():
             return _unavailable("warehouse_busy", "The warehouse stayed locked by another process for too long.")
+        case StorageError():
+            return _unavailable("storage", "The disk is full, or closed to writing: nothing of the request was stored.")
         case IndexUnavailableError():
             return _unavailable("index_unavailable", "The vector index did not answer.")
         case ModelMissingError() | SettingsError():

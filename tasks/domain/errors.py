@@ -3,6 +3,7 @@
     NearlineError
     |-- TransientError             a retry may help; tasks retry on this type alone
     |   |-- WarehouseBusyError     another process held the catalog for too long
+    |   |-- StorageError           the disk is full, or a folder cannot be written
     |   |-- IndexUnavailableError  the vector index did not answer
     |   |-- ComputeLostError       Dask workers were lost
     |   `-- OverloadedError        more came than can be written down in time
@@ -33,6 +34,10 @@ class TerminalError(NearlineError):
 
 class WarehouseBusyError(TransientError):
     """The warehouse's catalog stayed locked for longer than the wait that is allowed."""
+
+
+class StorageError(TransientError):
+    """The disk is full, or a folder or file of the state cannot be written. What was stored before is whole."""
 
 
 class IndexUnavailableError(TransientError):

@@ -16,6 +16,7 @@ from tasks.domain.errors import (
     ModelMissingError,
     NotFoundError,
     OverloadedError,
+    StorageError,
     TransientError,
     WarehouseBusyError,
 )
@@ -48,6 +49,7 @@ def service_log(caplog):
         (InputError("k is 0."), 422, "input"),
         (NotFoundError("No such thing."), 404, "not_found"),
         (WarehouseBusyError("/secret/path is locked"), 503, "warehouse_busy"),
+        (StorageError("/secret/path is full"), 503, "storage"),
         (IndexUnavailableError("/secret/path is held"), 503, "index_unavailable"),
         (ModelMissingError("/secret/path is missing"), 503, "model_missing"),
         (TransientError("/secret/path"), 503, "unavailable"),
