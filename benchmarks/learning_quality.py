@@ -64,6 +64,7 @@ def factor_choices(split: Split, catalog: Catalog, draft: Recipe, n_threads: int
         *((f"n_sweeps {x}", replace(p, n_sweeps=x), {}) for x in (6, 24)),
         *((f"regularization {x}", replace(p, regularization=x), {}) for x in (0.15, 0.4)),
         *((f"unobserved_weight {x}", replace(p, unobserved_weight=x), {}) for x in (0.1, 0.4)),
+        *((f"popularity_discount {x}", replace(p, popularity_discount=x), {}) for x in (0.15, 0.3)),
         ("no recency", p, {"fast_share": 0.0, "slow_half_life": 1e9, "fast_half_life": 1e9}),
         *((f"fast_share {x}", p, {"fast_share": x}) for x in (0.5, 1.0)),
         *((f"fast_half_life {x}", p, {"fast_half_life": x}) for x in (4.0, 16.0)),
