@@ -107,7 +107,7 @@ class _Probes:
         started = time.monotonic()
         for number, user in enumerate(self.users * 100):
             due = started + number / PROBES_PER_SECOND
-            if due > started + seconds:
+            if max(due, time.monotonic()) > started + seconds:
                 return
             time.sleep(max(0.0, due - time.monotonic()))
             self._probe(user, number)
