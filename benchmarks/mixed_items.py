@@ -120,8 +120,8 @@ def cut(
     log: InteractionLog, seed: int, likes_kept: tuple[int, ...]
 ) -> tuple[InteractionLog, npt.NDArray[np.int64], Floats | None]:
     """The log without what the cut items lose, a tenth of the items for each number of likes that they keep; the group
-    of each item, 4 for uncut ones and -1 for rarely liked ones; and the share of the log since the arrival of a cut item,
-    1 for the others."""
+    of each item, 4 for uncut ones and -1 for rarely liked ones; and the share of the log since the arrival of a cut
+    item, 1 for the others."""
     liked = np.bincount(log.item[log.weight > 0], minlength=log.n_items)
     busy = np.random.default_rng(seed).permutation(np.flatnonzero(liked >= MANY))
     group = np.where(liked >= MANY, len(KEPT), -1)

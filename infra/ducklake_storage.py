@@ -52,10 +52,10 @@ T = TypeVar("T")
 
 
 class EngineThreads:
-    """How many threads each DuckDB instance of this process uses; None: as many as there are cores.
+    """How many threads each DuckDB instance that this process makes uses; None: as many as there are cores.
 
-    One is best for a process that asks small things all the time: a look at one user takes 7 ms instead of 21 on two
-    cores. More are best for reading millions of rows.
+    One is for a process that answers many callers at once, each with a small question. ``benchmarks.lake_layout``
+    measures looks at one user and at many with one thread and with all cores.
     """
 
     wanted: int | None = None

@@ -9,7 +9,7 @@ def limit_math_threads(n_threads: int = 1) -> None:
     """For all of this process: libraries that are loaded now, and those that will be.
 
     A process whose requests or runs are threads of their own has to do this: products of many threads on few cores
-    wait for each other. (Measured on two cores: 24 requests a second without it, over 200 with it.)
+    wait for each other.
     """
     from threadpoolctl import threadpool_limits
 
