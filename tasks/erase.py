@@ -131,7 +131,7 @@ def _delete_texts(transaction: Transaction, who: Mapping[str, object]) -> int:
     rows = transaction.read(query_sql("embeddings_of_person"), who)
     if rows.num_rows:
         transaction.replace(TEXTS, pa.table({}), {"content_hash": rows["content_hash"].unique().to_pylist()})
-    return rows.num_rows
+    return int(rows.num_rows)
 
 
 def _name_waiting(transaction: Transaction, waiting: Sequence[str], snapshot: int, now: datetime) -> None:

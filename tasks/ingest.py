@@ -1,4 +1,4 @@
-"""Takes files and events of programs into the raw tables; what cannot be taken goes to ``quarantine``, whole.
+"""Takes files into the raw tables; what cannot be taken goes to ``quarantine``, whole.
 
 It knows nothing of what is learned from the rows, nor of how files are written.
 """
@@ -24,7 +24,7 @@ from tasks.quality import record_checks
 from tasks.row_checks import check_rows, raw_columns
 from warehouse.catalog import query_sql
 
-__all__ = ["append_events", "import_files", "propose_mapping"]
+__all__ = ["import_files", "propose_mapping"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,29 +62,6 @@ def import_files(
                 receipt = job.take(source, batch_id, resolved)
             receipts.append(receipt)
     return receipts
-
-
-def append_events(
-    resources: Resources,
-    rows: pa.Table,
-    *,
-    source: str,
-    now: datetime,
-    max_quarantined_share: float = 0.1,
-) -> Receipt:
-    """Take in events that a program made; columns and rules are those of an imported file.
-
-    The same rows from the same ``source`` are taken once: give an ``event_id``, or a time that differs, to events that
-    are meant to count again. Raises InputError for a missing column and GateError as ``import_files`` does.
-    """
-    resolved = resolve_mapping("events", rows.column_names, None, source)
-    text = rows_as_text(rows)
-    content = hashlib.sha256(json.dumps([source, text.to_pydict()], sort_keys=True).encode()).hexdigest()
-    positions = pa.array(range(1, rows.num_rows + 1), pa.int64())
-    with resources.warehouse() as warehouse:
-        job = _Import(resources, warehouse, "events", now, max_quarantined_share)
-        batch_id = job.batch_id(content, None)
-        return job.taken_before(batch_id) or job.take(SourceRows(source, content, rows, positions), batch_id, resolved)
 
 
 class _Judged(NamedTuple):

@@ -3,7 +3,6 @@
 import json
 from datetime import timedelta
 
-import pyarrow as pa
 import pytest
 
 import flows.cli
@@ -13,7 +12,6 @@ from flows.daily_batch import daily_batch
 from flows.maintenance import maintenance
 from flows.nearline import nearline
 from tasks.domain.errors import GateError, InputError
-from tasks.ingest import append_events
 from tasks.recommend import recommend_to_user
 from tasks.status import load_serving_version
 from tests.conftest import NOW
@@ -22,10 +20,9 @@ from tests.flows.conftest import hashing_resources, write
 pytestmark = pytest.mark.server
 
 
-def like(user_id, item_id):
-    """An event as a program sends it, an hour after all others."""
-    at = NOW + timedelta(hours=1)
-    return pa.table({"user_id": [user_id], "item_id": [item_id], "event_type": ["like"], "occurred_at": [at]})
+def like(world, user_id, item_id):
+    """An event an hour after all others."""
+    world.add_events(world.event(user_id, item_id, at=NOW + timedelta(hours=1)))
 
 
 def read(resources, sql):
@@ -133,7 +130,7 @@ def test_nearline_serves_what_happened_since(small_world, run_on, api):
     resources = run_on(small_world.resources)
     before = recommend_to_user(resources, "u01", k=3)
     liked = before.items[0].item_id
-    append_events(resources, like("u01", liked), source="test", now=small_world.tick())
+    like(small_world, "u01", liked)
 
     summary = nearline()
     assert summary.outcome == "Refreshed"
@@ -157,7 +154,7 @@ def test_nearline_before_the_first_publication_has_nothing_to_do(home):
 
 def test_backfill_recomputes_users_by_name_and_by_day(small_world, run_on):
     resources = run_on(small_world.resources)
-    append_events(resources, like("u05", "i03"), source="test", now=small_world.tick())
+    like(small_world, "u05", "i03")
     summary = backfill(users=("u05",), slate_length=3)
     assert (summary.outcome, summary.message) == ("Backfilled", "1 users in v1.")
     assert read(resources, "select max(rank) as n from mart_recommendations where user_id = 'u05'")[0]["n"] == 3

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import uuid4
 
-import pyarrow as pa
 import pytest
 
 from flows.clock import utc_now
@@ -18,8 +17,6 @@ from infra.kept_open import KeptOpenResources
 from infra.loop_files import Beat, read_beat, read_findings, write_beat
 from infra.prefect_events import emit
 from infra.settings import load_settings
-from tasks.ingest import append_events
-from tests.conftest import NOW
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
 
@@ -64,9 +61,7 @@ def worker(kept, client, api):
 
 
 def like(world, *users):
-    rows = {"user_id": users, "item_id": ["i05"] * len(users), "event_type": ["like"] * len(users)}
-    table = pa.table({**rows, "occurred_at": [NOW] * len(users)})
-    append_events(world.resources, table, source="test", now=world.tick())
+    world.add_events(*(world.event(user, "i05") for user in users))
 
 
 def work_until(worker, client, is_done, seconds=40):

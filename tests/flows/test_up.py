@@ -10,12 +10,9 @@ import sys
 import time
 
 import httpx
-import pyarrow as pa
 import pytest
 
 from infra.prefect_server import find_server, free_port
-from tasks.ingest import append_events
-from tests.conftest import NOW
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(240)]
 
@@ -110,8 +107,7 @@ def test_up_registers_schedules_serves_the_api_and_ends_whole(up, small_world):
     with httpx.Client(base_url=f"{server.api_url}/", timeout=30) as api:
         check_deployments(api)
         check_service(log)
-        event = {"user_id": ["u01"], "item_id": ["i05"], "event_type": ["like"], "occurred_at": [NOW]}
-        append_events(small_world.resources, pa.table(event), source="test", now=small_world.tick())
+        small_world.add_events(small_world.event("u01", "i05"))
         check_nearline(trigger(api, "nearline", {}), api)
         run = trigger(api, "maintenance", {"keep_days": 3})
         assert run["state"]["message"].startswith("Tidied: ")

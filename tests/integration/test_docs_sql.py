@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tasks.ingest import append_events
+from tasks.ingest import import_files
 from tasks.slates import write_slates
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sql.md").read_text(encoding="utf-8")
@@ -21,13 +21,14 @@ VERSION = "v2"
 
 
 @pytest.fixture(scope="module")
-def answered(published_home):
+def answered(published_home, tmp_path_factory):
     """The published world with what its later stages leave behind: slates, metrics, refreshes, refused rows."""
     resources = published_home.resources
     write_slates(resources, VERSION, now=NOW)
-    events = {"user_id": ["u07"] * 20, "item_id": ["i01"] * 20, "event_type": ["view"] * 19 + ["poke"]}
-    times = [NOW - timedelta(seconds=n) for n in range(20)]
-    append_events(resources, pa.table({**events, "occurred_at": times}), source="shop", now=NOW)
+    events = tmp_path_factory.mktemp("shop") / "events.csv"
+    views = [f"u07,i01,view,{NOW - timedelta(seconds=n):%Y-%m-%dT%H:%M:%SZ}\n" for n in range(19)]
+    events.write_text("user_id,item_id,event_type,occurred_at\n" + "".join(views) + f"u07,i01,poke,{NOW:%Y-%m-%d}\n")
+    import_files(resources, "events", [events], now=NOW)
     metric = {
         "version": VERSION, "metric": "ndcg_at_10", "value": 0.2, "ci_low": 0.1, "ci_high": 0.3, "n_users": 9,
         "evaluated_at": NOW,

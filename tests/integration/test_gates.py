@@ -11,7 +11,7 @@ import pytest
 from infra.resources import LocalResources
 from infra.settings import load_settings
 from tasks.domain.errors import GateError
-from tasks.ingest import append_events, import_files
+from tasks.ingest import import_files
 from tasks.quality import check_gate
 from tasks.transform import build_models
 from warehouse.catalog import contract
@@ -29,10 +29,9 @@ def healthy(empty_warehouse, tmp_path_factory):
     resources = LocalResources(load_settings(home=home))
     (home / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},Title {n}\n" for n in range(N_ITEMS)))
     import_files(resources, "items", [home / "items.csv"], now=NOW)
-    likes = [(f"u{u}", f"i{(u + k) % N_ITEMS}") for u in range(N_USERS) for k in range(3)]
-    rows = {"user_id": [u for u, _ in likes], "item_id": [i for _, i in likes]}
-    stamps = {"event_type": ["like"] * len(likes), "occurred_at": [NOW] * len(likes)}
-    append_events(resources, pa.table({**rows, **stamps}), source="test", now=NOW)
+    likes = [f"u{u},i{(u + k) % N_ITEMS},like,{NOW:%Y-%m-%d}\n" for u in range(N_USERS) for k in range(3)]
+    (home / "events.csv").write_text("user_id,item_id,event_type,occurred_at\n" + "".join(likes))
+    import_files(resources, "events", [home / "events.csv"], now=NOW)
     build_models(resources, now=NOW)
     with resources.warehouse() as warehouse:
         hashes = warehouse.read("select content_hash from int_item_texts order by item_id")["content_hash"].to_pylist()

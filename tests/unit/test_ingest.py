@@ -9,7 +9,7 @@ import pytest
 
 from infra.resources import LocalResources
 from tasks.domain.errors import GateError, InputError
-from tasks.ingest import append_events, import_files
+from tasks.ingest import import_files
 from tasks.transform import build_models
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -359,31 +359,11 @@ def test_the_outcomes_of_several_files_of_one_run_stay_apart(resources, write):
     assert [row["observed"].split(":")[0] for row in rows] == ["1 of 21 rows of a.csv", "1 of 21 rows of b.csv"]
 
 
-# events that programs make
-
-
-def test_appended_events_are_checked_like_imported_ones_and_taken_once(resources):
-    rows = pa.table(
-        {"user_id": ["u", "v"], "item_id": ["i", "j"], "event_type": ["like"] * 2, "occurred_at": [NOW, NOW]}
-    )
-    receipt = append_events(resources, rows, source="shop", now=NOW)
-    assert (receipt.n_in, receipt.n_out, receipt.location) == (2, 2, "raw_events")
-    assert append_events(resources, rows, source="shop", now=NOW + timedelta(hours=1)).reused
-    assert len(read(resources, "from raw_events")) == 2
-    assert not append_events(resources, rows.slice(0, 1), source="shop", now=NOW).reused
-    with pytest.raises(InputError, match="occurred_at"):
-        append_events(resources, rows.drop_columns("occurred_at"), source="shop", now=NOW)
-    bad = rows.set_column(1, "item_id", pa.array([None, "j"]))
-    with pytest.raises(GateError, match="item_id is missing"):
-        append_events(resources, bad, source="shop", now=NOW)
-    assert len(read(resources, "from raw_events")) == 3
-
-
-def test_an_event_may_be_a_little_ahead_of_our_clock(resources):
-    rows = pa.table(
-        {"user_id": ["u"], "item_id": ["i"], "event_type": ["like"], "occurred_at": [NOW + timedelta(hours=20)]}
-    )
-    assert append_events(resources, rows, source="shop", now=NOW).n_out == 1
+def test_an_event_may_be_a_little_ahead_of_our_clock(resources, write):
+    ahead = NOW + timedelta(hours=20)
+    path = events_csv(write, "ahead.csv", f"u,i,like,{ahead:%Y-%m-%dT%H:%M:%SZ},,,")
+    (receipt,) = import_files(resources, "events", [path], now=NOW)
+    assert receipt.n_out == 1
 
 
 def test_a_file_without_rows_is_taken_and_says_so(local_resources, write):
