@@ -161,3 +161,9 @@ def test_the_ports_that_are_checked_and_published_are_those_that_are_listened_on
         checked = set(re.findall(r"127\.0\.0\.1'?[:,] ?(\d+)", " ".join(service["healthcheck"]["test"])))
         assert checked <= ports, name
         assert {port.rpartition(":")[2] for port in service.get("ports", ())} <= ports, name
+
+
+def test_the_page_of_deployment_names_every_service_and_secret():
+    page = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in SERVICES)
+    assert all(secret in page for secret in SECRETS)
