@@ -3,13 +3,15 @@
 Values of CSV and JSON files come out as text, so that ids stay as they were written ("007" stays "007").
 """
 
+import codecs
 import csv
 import gzip
 import hashlib
 import io
-from collections.abc import Sequence
+import re
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import duckdb
 import pyarrow as pa
@@ -25,6 +27,12 @@ _JSON = (".jsonl", ".ndjson", ".json")
 _PARQUET = (".parquet", ".pq")
 _FORMATS = "CSV (.csv, .tsv, .txt), JSON lines (.jsonl, .ndjson, .json), both also as .gz, or Parquet (.parquet, .pq)"
 _DELIMITERS = (",", ";", "\t", "|")
+_BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_HALF_CHARACTER = re.compile(
+    r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
+)
+_NOT_PLAIN = r"^([\[{]|(true|false)$|[-+]?[0-9.]*[.eE]|[-+]?([nN][aA][nN]|[iI][nN][fF]))"
+"""How the text of a JSON value begins that may be neither a text nor a whole number; its type is looked at then."""
 
 
 class LocalSourceFiles:
@@ -59,21 +67,27 @@ class LocalSourceFiles:
             raise InputError(f"{path} is empty: it has not even a header. Export it again, or leave it out.")
         if suffix in _PARQUET:
             return self._whole(path, _read_parquet(path))
-        with _opened(path) as stream:
-            content = stream.read()
+        content = _content(path)
         _check_encoding(path, content)
         if suffix in _CSV:
             rows, unreadable = _read_csv(path, content, suffix)
         else:
-            rows, unreadable = _read_json_lines(path, content)
+            rows, unreadable, kinds = _read_json_lines(path, content)
+            return self._whole(path, rows, unreadable, kinds)
         return self._whole(path, rows, unreadable)
 
-    def _whole(self, path: Path, rows: pa.Table, unreadable: Sequence[tuple[int, str, str]] = ()) -> SourceRows:
+    def _whole(
+        self,
+        path: Path,
+        rows: pa.Table,
+        unreadable: Sequence[tuple[int, str, str]] = (),
+        kinds: Mapping[str, pa.ChunkedArray] | None = None,
+    ) -> SourceRows:
         """Add the positions: those that unreadable rows do not take, in order."""
         taken = pa.array([position for position, _, _ in unreadable], pa.int64())
         every = pa.array(range(1, rows.num_rows + len(taken) + 1), pa.int64())
         positions = every.filter(pc.invert(pc.is_in(every, value_set=taken)))
-        return SourceRows(path.name, self.content_hash(path), rows, positions, tuple(unreadable))
+        return SourceRows(path.name, self.content_hash(path), rows, positions, tuple(unreadable), kinds or {})
 
 
 def _suffix(path: Path) -> str:
@@ -83,8 +97,17 @@ def _suffix(path: Path) -> str:
     return next((suffix for suffix in readable if name.endswith(suffix) and not name.startswith(".")), "")
 
 
-def _opened(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb"))
+def _content(path: Path) -> bytes:
+    if not path.name.lower().endswith(".gz"):
+        return path.read_bytes()
+    try:
+        with gzip.open(path, "rb") as stream:
+            return stream.read()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(
+            f"{path} cannot be unpacked: {error}. It is cut off or is no gzip file: send it again, or, if it is not "
+            "packed, take .gz off its name."
+        ) from None
 
 
 def _check_encoding(path: Path, content: bytes) -> None:
@@ -92,16 +115,18 @@ def _check_encoding(path: Path, content: bytes) -> None:
         content.decode()
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
+        encoding = _BYTE_ORDER_MARKS.get(content[:2], "latin1")
         raise InputError(
             f"{path} is not UTF-8 text: line {line} has the byte 0x{content[error.start]:02x}. Save it as UTF-8, for "
-            f"example: iconv -f latin1 -t utf-8 '{path.name}' > 'utf8-{path.name}'"
+            f"example: iconv -f {encoding} -t utf-8 '{path.name}' > 'utf8-{path.name}' ({encoding} is a guess)"
         ) from None
 
 
 def _read_csv(path: Path, content: bytes, suffix: str) -> tuple[pa.Table, list[tuple[int, str, str]]]:
-    _check_quotes(path, content)
-    first_line = content.split(b"\n", 1)[0].decode("utf-8-sig").rstrip("\r")
+    content = content.removeprefix(codecs.BOM_UTF8)
+    first_line = content.split(b"\n", 1)[0].decode().rstrip("\r")
     delimiter = "\t" if suffix == ".tsv" else max(_DELIMITERS, key=first_line.count)
+    _check_quotes(path, content, delimiter)
     header = _named(path, next(csv.reader([first_line], delimiter=delimiter), []))
     unreadable: list[tuple[int, str, str]] = []
 
@@ -127,15 +152,25 @@ def _read_csv(path: Path, content: bytes, suffix: str) -> tuple[pa.Table, list[t
     return rows, unreadable
 
 
-def _check_quotes(path: Path, content: bytes) -> None:
-    """A quote that is never closed would swallow every row after it."""
-    if content.count(b'"') % 2 == 0:
+def _check_quotes(path: Path, content: bytes, delimiter: str) -> None:
+    """A quote that opens a value and is not closed before the next one would swallow the rows between, unseen.
+
+    A quote within a value that does not begin with one is a character like any other (5" disk).
+    """
+    if b'"' not in content:
         return
-    odd = next(number for number, line in enumerate(content.split(b"\n"), 1) if line.count(b'"') % 2)
-    raise InputError(
-        f"{path} has a double quote without its partner; the first line with an odd number of them is {odd}. "
-        'A value with a comma, a line break or a quote stands in double quotes, and a quote inside is doubled: "".'
-    )
+    d = re.escape(delimiter.encode())
+    quoted = rb'"[^"]*+(?:""[^"]*+)*+"(?=[' + d + rb"\r\n]|\Z)"
+    plain = rb'[^"' + d + rb"\r\n][^" + d + rb"\r\n]*+"
+    well_formed = re.match(rb"(?:" + quoted + rb"|" + plain + rb"|[" + d + rb"\r\n])*+", content)
+    stopped = well_formed.end() if well_formed else 0
+    if stopped < len(content):
+        line = content.count(b"\n", 0, stopped) + 1
+        raise InputError(
+            f"{path} has a double quote in line {line} that opens a value and is not closed before the next "
+            f"{delimiter!r} or line break. A value with one of these, or that begins with a quote, stands in double "
+            'quotes, and a quote inside is doubled: "say ""hi""". Correct the line, or export the file again.'
+        )
 
 
 def _named(path: Path, header: list[str]) -> list[str]:
@@ -148,7 +183,9 @@ def _named(path: Path, header: list[str]) -> list[str]:
     return names
 
 
-def _read_json_lines(path: Path, content: bytes) -> tuple[pa.Table, list[tuple[int, str, str]]]:
+def _read_json_lines(
+    path: Path, content: bytes
+) -> tuple[pa.Table, list[tuple[int, str, str]], dict[str, pa.ChunkedArray]]:
     text = content.decode("utf-8-sig")
     if text.lstrip().startswith("["):
         raise InputError(
@@ -165,12 +202,19 @@ def _read_json_lines(path: Path, content: bytes) -> tuple[pa.Table, list[tuple[i
             " json_type(try_cast(line as json)) is not distinct from 'OBJECT' as is_object from lines"
         )
         bad = connection.execute("select position, line from parsed where not is_object order by position").fetchall()
-        rows = _json_columns(connection)
-    return rows, [(position, line, "the line is not a JSON object") for position, line in bad]
+        rows, kinds = _json_columns(connection)
+    return rows, [(position, line, _why_unreadable(line)) for position, line in bad], kinds
 
 
-def _json_columns(connection: duckdb.DuckDBPyConnection) -> pa.Table:
-    """Every key of any object in ``parsed`` as a text column, in the order of their first lines."""
+def _why_unreadable(line: str) -> str:
+    if _HALF_CHARACTER.search(line):
+        return "the line is not a JSON object of whole characters: it holds half of one (a lone surrogate)"
+    return "the line is not a JSON object"
+
+
+def _json_columns(connection: duckdb.DuckDBPyConnection) -> tuple[pa.Table, dict[str, pa.ChunkedArray]]:
+    """Every key of any object in ``parsed`` as a text column, in the order of their first lines; and the JSON types of
+    values that are neither texts nor whole numbers, by column."""
     keys = connection.execute(
         "select key from (select unnest(json_keys(line)) as key, position from parsed where is_object)"
         " group by key order by min(position), key"
@@ -178,9 +222,18 @@ def _json_columns(connection: duckdb.DuckDBPyConnection) -> pa.Table:
     names = [key for (key,) in keys]
     pointers = ["/" + name.replace("~", "~0").replace("/", "~1") for name in names]
     values = "".join(f", json_extract_string(line, ${n}) as column_{n}" for n in range(1, len(names) + 1))
-    sql = f"select position{values} from parsed where is_object order by position"  # noqa: S608 - numbered names
-    rows = connection.execute(sql, pointers).to_arrow_table()
-    return rows.drop_columns("position").rename_columns(names)
+    kinds = "".join(
+        f", case when regexp_matches(column_{n}, '{_NOT_PLAIN}')"
+        f" then nullif(nullif(json_type(line, ${n}), 'VARCHAR'), 'NULL') end as kind_{n}"
+        for n in range(1, len(names) + 1)
+    )
+    rows = connection.execute(
+        f"select * exclude (line){kinds} from"  # noqa: S608 - numbered names
+        f" (select position, line{values} from parsed where is_object) order by position",
+        pointers,
+    ).to_arrow_table()
+    found = {name: rows[f"kind_{n}"] for n, name in enumerate(names, 1) if rows[f"kind_{n}"].null_count < len(rows)}
+    return rows.select([f"column_{n}" for n in range(1, len(names) + 1)]).rename_columns(names), found
 
 
 def _read_parquet(path: Path) -> pa.Table:

@@ -19,7 +19,14 @@ import pyarrow.compute as pc
 from tasks.domain.mappings import SourceKind, propose_mapping, resolve_mapping, unused_columns
 from tasks.domain.ports import Resources, SourceRows, Transaction, Warehouse
 from tasks.domain.records import CheckResult, Receipt
-from tasks.domain.source_text import canonical_rows, check_id_types, json_text, rows_as_text
+from tasks.domain.source_text import (
+    canonical_rows,
+    check_id_types,
+    json_text,
+    rows_as_text,
+    type_faults,
+    without,
+)
 from tasks.quality import record_checks
 from tasks.row_checks import check_rows, raw_columns
 from warehouse.catalog import query_sql
@@ -45,14 +52,15 @@ def import_files(
     left out (``reused``). Bad rows go to ``quarantine`` and the good ones are appended; ``run_id`` names their gate
     results (without it, the batch does). Raises InputError for a file that cannot be read as a whole and GateError if
     more than ``max_quarantined_share`` of its rows are bad; then nothing of that file is appended, and the files before
-    it stay.
+    it stay. Rows count as received later than all before them of their kind, though the clock may have gone back.
     """
     files = resources.source_files()
     receipts = []
     with resources.warehouse() as warehouse:
+        first = _moment(warehouse, kind, now)
         for number, path in enumerate(files.find(paths)):
             # a microsecond for each file keeps the order in which corrections came
-            moment = now + timedelta(microseconds=number)
+            moment = first + timedelta(microseconds=number)
             job = _Import(resources, warehouse, kind, moment, max_quarantined_share, run_id)
             batch_id = job.batch_id(files.content_hash(path), mapping)
             receipt = job.taken_before(batch_id)
@@ -62,6 +70,11 @@ def import_files(
                 receipt = job.take(source, batch_id, resolved)
             receipts.append(receipt)
     return receipts
+
+
+def _moment(warehouse: Warehouse, kind: SourceKind, now: datetime) -> datetime:
+    newest = warehouse.read(query_sql("newest_received"), {"table_name": f"raw_{kind}"})["ingested_at"][0].as_py()
+    return now if newest is None else max(now, newest + timedelta(microseconds=1))
 
 
 class _Judged(NamedTuple):
@@ -123,14 +136,16 @@ class _Import:
 
     def _judge(self, source: SourceRows, batch_id: str, mapping: Mapping[str, str]) -> _Judged:
         text = rows_as_text(source.rows)
-        rows = canonical_rows(self.kind, text, source.positions, mapping)
+        faults = type_faults(source.kinds, text.num_rows, mapping)
+        rows = without(canonical_rows(self.kind, text, source.positions, mapping), faults)
         event_types = self.resources.event_types.values()
         checked = check_rows(self.warehouse, self.kind, rows, event_types, now=self.now, mapping=mapping)
-        is_good = pc.is_null(checked["reason"])
+        reasons = pc.coalesce(faults, checked["reason"])
+        is_good = pc.is_null(reasons)
         is_kept = pc.and_(is_good, pc.invert(checked["is_duplicate"]))
         good = checked.filter(is_kept).select(["source_row", *raw_columns(checked, self.kind)])
         good = self._stamped(good, batch_id, source.source, "ingested_at")
-        refused = checked.filter(pc.invert(is_good)).select(["source_row", "reason"])
+        refused = pa.table({"source_row": checked["source_row"], "reason": reasons}).filter(pc.invert(is_good))
         lines = text.filter(pc.is_in(source.positions, value_set=refused["source_row"].combine_chunks())).to_pylist()
         refused = refused.append_column("row_json", pa.array([json_text(line) for line in lines], pa.string()))
         refused = pa.concat_tables([refused, _unreadable(source)])

@@ -54,6 +54,12 @@ def rows_as_columns(kind: SourceKind, rows: Sequence[object]) -> TextRows:
     return found
 
 
+def type_fault(name: str, kind: type) -> str | None:
+    """Why a JSON value of this Python type cannot stand in a canonical column; None if it can."""
+    taken, wanted = _TAKEN[name]
+    return None if kind in taken else f"{name} is {_NAMED.get(kind, f'a {kind.__name__}')}; give {wanted}"
+
+
 def row_json(row: object) -> str:
     """A refused row as one JSON object, whatever it was; half characters and NUL are escaped."""
     document = row if type(row) is dict else {"unreadable": row}
@@ -83,12 +89,10 @@ def _value_as_text(name: str, value: object) -> tuple[str | None, str | None]:
     """The text of one value, or why it has none."""
     if value is None:
         return None, None
-    taken, wanted = _TAKEN[name]
-    kind = type(value)
-    if kind not in taken:
-        return None, f"{name} is {_name_of(value)}; give {wanted}"
+    if (fault := type_fault(name, type(value))) is not None:
+        return None, fault
     if isinstance(value, list) and not all(type(element) in _SCALARS for element in value):
-        return None, f"{name} hold a list, an object or null; give {wanted}"
+        return None, f"{name} hold a list, an object or null; give {_TAKEN[name][1]}"
     try:
         text = value if isinstance(value, str) else _written(value)
     except (ValueError, TypeError, RecursionError):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -136,7 +136,8 @@ class SourceRows:
     ``rows`` has the file's own column names (lists and objects as JSON text, every value of a CSV or JSON file as
     text, null where it was empty) and ``positions`` (int64) says which row of the file each one is, from 1.
     ``unreadable`` are rows that could not be taken apart: position, text, why. ``content_hash`` is the SHA-256 of the
-    file.
+    file. ``kinds`` are the types of JSON values that are neither text nor a whole number, by column: BOOLEAN, DOUBLE,
+    ARRAY or OBJECT, null for the others; columns that have none are not there.
     """
 
     source: str
@@ -144,6 +145,7 @@ class SourceRows:
     rows: pa.Table
     positions: pa.Array
     unreadable: tuple[tuple[int, str, str], ...] = ()
+    kinds: Mapping[str, pa.ChunkedArray] = field(default_factory=dict)
 
 
 class SourceFiles(Protocol):

@@ -4,20 +4,30 @@ import json
 from collections.abc import Mapping
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.domain.errors import InputError
+from tasks.domain.json_rows import type_fault
 from tasks.domain.mappings import ALL_OTHERS, CANONICAL, OPTIONS, SourceKind
+
+_PYTHON_TYPES: Mapping[str, type] = {"BOOLEAN": bool, "DOUBLE": float, "ARRAY": list, "OBJECT": dict}
 
 
 def check_id_types(rows: pa.Table, mapping: Mapping[str, str], source: str) -> None:
-    """Raises InputError for an id column of fractions: 7 would become "7.0", and ids stay as they came."""
+    """Raises InputError for an id column that is neither text nor whole numbers: 7 would become "7.0", and ids stay as
+    they came."""
     for name in ("item_id", "user_id", "event_id"):
         column = mapping.get(name)
-        if column in rows.column_names and pa.types.is_floating(rows.schema.field(column).type):
+        if column in rows.column_names and _is_no_id(rows.schema.field(column).type):
             raise InputError(
-                f"The column {column} of {source} holds {name} as {rows.schema.field(column).type}, a number with "
-                "decimals. Write ids as text or as integers; in pandas: frame[column].astype('Int64')."
+                f"The column {column} of {source} holds {name} as {rows.schema.field(column).type}, which is neither "
+                "text nor a whole number. Write ids as text or as integers; in pandas: frame[column].astype('Int64')."
             )
+
+
+def _is_no_id(kind: pa.DataType) -> bool:
+    is_fraction = pa.types.is_floating(kind) or (pa.types.is_decimal(kind) and kind.scale > 0)
+    return bool(is_fraction or pa.types.is_boolean(kind) or pa.types.is_nested(kind))
 
 
 def rows_as_text(rows: pa.Table) -> pa.Table:
@@ -58,6 +68,31 @@ def canonical_rows(kind: SourceKind, text: pa.Table, positions: pa.Array, mappin
         else:
             columns[name] = text[value]
     return pa.table(columns)
+
+
+def type_faults(kinds: Mapping[str, pa.ChunkedArray], n_rows: int, mapping: Mapping[str, str]) -> pa.ChunkedArray:
+    """Why each row of a JSON file has a value of a type that its column cannot have; null: it has none.
+
+    ``kinds`` is that of ``SourceRows``. A list as a title, or true as an id, is refused as it is in a request.
+    """
+    faults = pa.chunked_array([pa.nulls(n_rows, pa.string())])
+    for name, column in mapping.items():
+        if name in OPTIONS or column not in kinds:
+            continue
+        for kind, python_type in _PYTHON_TYPES.items():
+            if (fault := type_fault(name, python_type)) is not None:
+                is_bad = pc.fill_null(pc.equal(kinds[column], kind), False)
+                faults = pc.coalesce(faults, pc.if_else(is_bad, fault, pa.scalar(None, pa.string())))
+    return faults
+
+
+def without(rows: pa.Table, faults: pa.ChunkedArray) -> pa.Table:
+    """Canonical rows with nulls in every row that has a fault, so that it repeats no other row."""
+    if faults.null_count == len(faults):
+        return rows
+    kept, nothing = pc.is_null(faults), pa.scalar(None, pa.string())
+    columns = {name: pc.if_else(kept, rows[name], nothing) for name in rows.column_names if name != "source_row"}
+    return pa.table({"source_row": rows["source_row"], **columns})
 
 
 def _packed(text: pa.Table, unused: set[str]) -> pa.Array:

@@ -53,6 +53,8 @@ judged as (
         case
             when contains(concat(event_id, user_id, item_id, event_type, text), chr(0)) then
                 'a value holds the character NUL, which is none of a text'
+            when contains(concat(event_id, user_id, item_id), chr(65533)) then
+                'an id holds the character U+FFFD, which stands where another was lost: correct it at its source'
             when user_id is null then 'user_id is missing'
             when coalesce(event_type, '') = '' then 'event_type is missing'
             when effect is null then

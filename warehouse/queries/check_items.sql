@@ -46,6 +46,8 @@ judged as (
         case
             when contains(concat(item_id, title, description, array_to_string(categories, '')), chr(0)) then
                 'a value holds the character NUL, which is none of a text'
+            when contains(item_id, chr(65533)) then
+                'an id holds the character U+FFFD, which stands where another was lost: correct it at its source'
             when item_id is null then 'item_id is missing'
             when categories is null then 'categories begin like a JSON list, but are none'
             when attributes is not null and json_type(try_cast(attributes as json)) is distinct from 'OBJECT' then

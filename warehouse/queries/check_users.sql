@@ -19,6 +19,8 @@ judged as (
         attributes,
         case
             when contains(user_id, chr(0)) then 'a value holds the character NUL, which is none of a text'
+            when contains(user_id, chr(65533)) then
+                'an id holds the character U+FFFD, which stands where another was lost: correct it at its source'
             when user_id is null then 'user_id is missing'
             when attributes is not null and json_type(try_cast(attributes as json)) is distinct from 'OBJECT' then
                 'attributes are not a JSON object'
