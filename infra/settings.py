@@ -26,6 +26,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from infra.catalog_address import parse_catalog_url
 from tasks.domain.errors import SettingsError
 from tasks.domain.records import EventEffect, EventType
 
@@ -40,8 +41,26 @@ class _Section(BaseModel):
 class WarehouseSettings(_Section):
     """The DuckLake."""
 
+    catalog_url: SecretStr | None = None
+    """PostgreSQL database of the catalog, such as postgresql://user:password@host:5432/database. Empty: a SQLite file
+    in NEARLINE_HOME."""
+    data_path: Path | None = None
+    """Folder of the Parquet files, for them alone: maintenance deletes what it does not know there. Empty:
+    ``warehouse/data`` in NEARLINE_HOME. With a catalog in PostgreSQL every machine must have it under the same path."""
     busy_timeout_seconds: float = Field(default=60.0, gt=0)
-    """How long a write waits for another one before it gives up."""
+    """How long a write waits for another one before it gives up, and an answer of the catalog's server may take."""
+
+    @field_validator("catalog_url")
+    @classmethod
+    def _is_address(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            parse_catalog_url(url.get_secret_value())
+        return url
+
+    @field_validator("data_path")
+    @classmethod
+    def _absolute(cls, folder: Path | None) -> Path | None:
+        return None if folder is None else folder.expanduser().absolute()
 
 
 class IndexSettings(_Section):
@@ -254,8 +273,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Environment first, then the file: that of the home that is named in the call, if one is."""
-        home = init_settings().get("home")
-        file = settings_file(Path(home) if home else None)
+        file = settings_file(init_settings().get("home"))
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
 
 
@@ -265,14 +283,12 @@ def load_settings(**overrides: Any) -> Settings:
     file = settings_file(overrides.get("home"))
     try:
         return Settings(**overrides)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(
             f"The settings file {file.absolute()} is not TOML: {error}. docs/settings.md shows one."
         ) from None
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})" for e in error.errors()
-        ]
+        lines = [f"  {_told('.'.join(map(str, e['loc'])), e['type'], e['msg'], e['input'])}" for e in error.errors()]
         raise SettingsError(
             f"The settings could not be read from the environment and {file}:\n"
             + "\n".join(lines)
@@ -280,10 +296,17 @@ def load_settings(**overrides: Any) -> Settings:
         ) from None
 
 
-def settings_file(home: Path | None = None) -> Path:
+def _told(name: str, kind: str, message: str, value: object) -> str:
+    """What is wrong with one setting; the value of one that is misspelt may be a secret, and is left out."""
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(name, (*setting_names(), *Settings.model_fields), n=1)
+        return f"{name} is no setting." + (f" Did you mean {close[0]}?" if close else "")
+    return f"{name}: {message}" + ("" if name.endswith(("key", "catalog_url")) else f" (got {value!r})")
+
+
+def settings_file(home: str | Path | None = None) -> Path:
     """The settings file of a home (None: that of the environment), whether it is there or not."""
-    home = home or Path(os.environ.get("NEARLINE_HOME", "var"))
-    in_home = home.expanduser() / SETTINGS_FILE
+    in_home = Path(home or os.environ.get("NEARLINE_HOME", "var")).expanduser() / SETTINGS_FILE
     return in_home if in_home.exists() else Path(SETTINGS_FILE)
 
 
