@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from flows.stopping import StopRequested, stop_on_signals
-from infra.ducklake_storage import EngineThreads
+from infra.duckdb_instances import EngineThreads
 from infra.key_store import KeyStore, make_private_folder, write_private
 from infra.math_threads import limit_math_threads
 from infra.settings import Settings

@@ -3,25 +3,22 @@
 It knows nothing of what is read or written; ``infra.ducklake_warehouse`` does that on the connections made here.
 """
 
-import contextlib
-import importlib.util
 import os
 import random
 import shutil
-import subprocess
-import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import duckdb
-from filelock import FileLock, Timeout
 
 from infra.disk_errors import disk_advice, writing
+from infra.duckdb_instances import give_back, take_instance
+from infra.lake_catalogs import LakeCatalog, lake_catalog
 from infra.migrations import check_layout, create_layout, migrate_layout
 from infra.settings import WarehouseSettings
 from tasks.domain.errors import (
@@ -32,42 +29,23 @@ from tasks.domain.errors import (
     StorageError,
     TerminalError,
     WarehouseBusyError,
+    WarehouseUnavailableError,
 )
 
-_EXTENSIONS = ("sqlite_scanner", "ducklake")
-_BUSY_SIGNS = ("database is locked", "transaction conflict", "failed to commit ducklake transaction")
 _HOLDERS: set[tuple[int, str]] = set()
 _EXCLUSIVE: set[tuple[int, str]] = set()
-_IDLE: dict[int, list[duckdb.DuckDBPyConnection]] = {}
-
-_COMPACT = """
-import contextlib, sqlite3, sys
-with contextlib.closing(sqlite3.connect(sys.argv[1], timeout=float(sys.argv[2]))) as catalog:
-    catalog.execute("vacuum")
-    is_busy, _, _ = catalog.execute("pragma wal_checkpoint(truncate)").fetchone()
-sys.exit(is_busy)
-"""
 
 T = TypeVar("T")
 
 
-class EngineThreads:
-    """How many threads each DuckDB instance that this process makes uses; None: as many as there are cores.
-
-    One is for a process that answers many callers at once, each with a small question. ``benchmarks.lake_layout``
-    measures looks at one user and at many with one thread and with all cores.
-    """
-
-    wanted: int | None = None
-
-
 class LakeStorage:
-    """The files of one lake: ``catalog.sqlite``, ``data/`` and the lock that writers take in turn."""
+    """One lake: its catalog (a SQLite file in ``folder``, or a PostgreSQL database), its folder of Parquet files, and
+    the lock that writers take in turn."""
 
     def __init__(self, folder: Path, settings: WarehouseSettings) -> None:
         self._folder = folder
-        self._catalog = folder / "catalog.sqlite"
-        self._data = folder / "data"
+        self._catalog = lake_catalog(folder, settings)
+        self._data = settings.data_path or folder / "data"
         self._busy_seconds = settings.busy_timeout_seconds
 
     @contextmanager
@@ -79,7 +57,7 @@ class LakeStorage:
         ``upgrade`` lets the engine bring a catalog of an older DuckLake to its own format. Raises NotFoundError for a
         snapshot that does not exist any more or yet.
         """
-        if not self._catalog.exists():
+        if not self.retried(self._catalog.is_whole, "open"):
             self._create()
         options = ["read_only"] if read_only else []
         if upgrade:
@@ -106,9 +84,9 @@ class LakeStorage:
 
     @contextmanager
     def write_lock(self) -> Iterator[None]:
-        """Hold the lock that every writer takes. Raises WarehouseBusyError when it stays taken, and StorageError where
-        the folder cannot be written."""
-        holder = (threading.get_ident(), str(self._folder))
+        """Hold the lock that every writer takes. Raises WarehouseBusyError when it stays taken, StorageError where the
+        folder cannot be written, and WarehouseUnavailableError where the catalog's server does not answer."""
+        holder = (threading.get_ident(), self._catalog.place)
         if holder in _EXCLUSIVE:
             _EXCLUSIVE.discard(holder)
             try:
@@ -118,23 +96,17 @@ class LakeStorage:
             return
         if holder in _HOLDERS:
             raise TerminalError("A commit was begun inside a commit. Use the transaction that is open already.")
-        lock = FileLock(self._folder / "write.lock", timeout=self._busy_seconds)
-        try:
-            with writing(f"Writing to the warehouse in {self._folder}"):
-                lock.acquire()
-        except Timeout:
-            raise self._busy("write to", "another process held the write lock") from None
-        _HOLDERS.add(holder)
-        try:
-            yield
-        finally:
-            _HOLDERS.discard(holder)
-            lock.release()
+        with self._locked():
+            _HOLDERS.add(holder)
+            try:
+                yield
+            finally:
+                _HOLDERS.discard(holder)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold that lock over several commits of this thread. Raises WarehouseBusyError."""
-        holder = (threading.get_ident(), str(self._folder))
+        holder = (threading.get_ident(), self._catalog.place)
         with self.write_lock():
             _EXCLUSIVE.add(holder)
             try:
@@ -143,28 +115,38 @@ class LakeStorage:
                 _EXCLUSIVE.discard(holder)
 
     def compact_catalog(self) -> bool:
-        """Write the catalog's file anew without what was deleted from it; False if another process keeps it busy.
-
-        A process of its own does it: two copies of SQLite in one process, DuckDB's and Python's, undo each other's
-        locks on the file.
-        """
-        command = [sys.executable, "-c", _COMPACT, str(self._catalog), str(self._busy_seconds)]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        """Write the catalog anew without what was deleted from it; False if other processes keep it busy."""
+        return self.retried(self._catalog.compact, "compact the catalog of")
 
     def retried(self, attempt: Callable[[], T], verb: str) -> T:
-        """Run ``attempt`` again, after a random wait, for as long as the catalog is busy; translate other errors."""
+        """Run ``attempt`` again, after a random wait, while the catalog is busy or away; translate other errors."""
         deadline = time.monotonic() + self._busy_seconds
         wait = 0.01
         while True:
             try:
                 return attempt()
             except duckdb.Error as error:
-                if not _is_busy(error):
-                    raise translated(error) from error
+                text = str(error).lower()
+                is_away = self._catalog.is_away(text)
+                if not is_away and (disk_advice(text) or not self._catalog.is_busy(text)):
+                    raise self._catalog.refusal(str(error)) or translated(error) from error
                 if time.monotonic() + wait > deadline:
-                    raise self._busy(verb, str(error)) from error
+                    raise (self._away if is_away else self._busy)(verb, str(error)) from error
                 time.sleep(random.uniform(wait / 2, wait))  # only spreads the waits; no result depends on it
                 wait = min(wait * 2, 1.0)
+
+    def finish(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        """Commit. Raises WarehouseUnavailableError if the server was lost before it said whether it had: to try again
+        here could write twice."""
+        try:
+            cursor.execute("commit")
+        except duckdb.Error as error:
+            if not self._catalog.is_away(str(error).lower()):
+                raise
+            raise WarehouseUnavailableError(
+                f"The PostgreSQL server of the warehouse's catalog in {self._catalog.place} was lost during a commit, "
+                "so it is not known whether that was written. Run this again: what is there already is found."
+            ) from error
 
     def adopt(self, table: str, path: Path) -> Path:
         """Link (else copy) a Parquet file into the lake's own folder and return its new place."""
@@ -180,32 +162,21 @@ class LakeStorage:
         return own
 
     def _create(self) -> None:
-        """Make the catalog beside its place and move it there, so that nobody ever sees half of it."""
+        """Make the lake so that nobody ever sees half of it."""
         with writing(f"Making the warehouse in {self._folder}"):
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._data.mkdir(parents=True, exist_ok=True)
         with self.write_lock():
-            if self._catalog.exists():
+            if self._catalog.is_whole():
                 return
-            unfinished = self._folder / "catalog.unfinished.sqlite"
-            for leftover in self._folder.glob(f"{unfinished.name}*"):
-                leftover.unlink()
-            with self._instance(unfinished) as connection:
+            with self._catalog.making() as catalog, self._instance(catalog) as connection:
                 create_layout(connection)
-            unfinished.rename(self._catalog)
 
     @contextmanager
-    def _instance(self, catalog: Path, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        connection = _take_instance()
-        settings = [
-            f"data_path '{_escaped(self._data)}/'",
-            "override_data_path true",  # the folder may have been moved since it was made
-            "meta_journal_mode 'WAL'",
-            f"meta_busy_timeout {int(self._busy_seconds * 1000)}",
-            *options,
-        ]
-        statement = f"attach 'ducklake:sqlite:{_escaped(catalog)}' as lake ({', '.join(settings)})"
+    def _instance(self, catalog: LakeCatalog, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
+        connection = take_instance()
         try:
-            self.retried(lambda: connection.execute(statement), "open")
+            self.retried(lambda: catalog.attach(connection, self._data, options), "open")
             connection.execute("use lake")
         except BaseException:
             connection.close()
@@ -213,12 +184,32 @@ class LakeStorage:
         try:
             yield connection
         finally:
-            _give_back(connection)
+            give_back(connection, "lake")
+
+    def _locked(self) -> ExitStack:
+        held = ExitStack()
+
+        def take() -> None:
+            held.enter_context(self._catalog.lock("write", self._busy_seconds))
+
+        try:
+            with writing(f"Writing to the warehouse in {self._folder}"):
+                self.retried(take, "write to")
+        except TimeoutError:
+            raise self._busy("write to", "another process held the write lock") from None
+        return held
 
     def _busy(self, verb: str, why: str) -> WarehouseBusyError:
         return WarehouseBusyError(
-            f"Could not {verb} the warehouse in {self._folder} within {self._busy_seconds:g} s: {why}. "
+            f"Could not {verb} the warehouse in {self._catalog.place} within {self._busy_seconds:g} s: {why}. "
             "Let the other job finish and run this again, or wait longer: NEARLINE_WAREHOUSE__BUSY_TIMEOUT_SECONDS."
+        )
+
+    def _away(self, verb: str, why: str) -> WarehouseUnavailableError:
+        return WarehouseUnavailableError(
+            f"Could not {verb} the warehouse: the PostgreSQL server of its catalog in {self._catalog.place} did not "
+            f"answer within {self._busy_seconds:g} s: {_first_line(why.rpartition(': connection to ')[2])}. Look "
+            "whether it runs and can be reached from here, then run this again."
         )
 
 
@@ -254,49 +245,3 @@ def translated(error: duckdb.Error) -> NearlineError:
 
 def _first_line(text: str) -> str:
     return text.splitlines()[0]
-
-
-def _is_busy(error: duckdb.Error) -> bool:
-    text = str(error).lower()
-    return any(sign in text for sign in _BUSY_SIGNS) and not disk_advice(text)
-
-
-def _escaped(path: Path) -> str:
-    return str(path).replace("'", "''")
-
-
-def _take_instance() -> duckdb.DuckDBPyConnection:
-    """An idle DuckDB instance of this process, or a new one. Loading the extensions is most of an opening's time."""
-    with contextlib.suppress(IndexError):
-        return _IDLE.setdefault(os.getpid(), []).pop()
-    connection = duckdb.connect(
-        config={
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-            "preserve_insertion_order": False,
-            **({} if EngineThreads.wanted is None else {"threads": EngineThreads.wanted}),
-        }
-    )
-    connection.execute("set enable_progress_bar = false")  # first: a bar on stdout breaks what programs read there
-    for name in _EXTENSIONS:
-        connection.execute(f"load '{_extension(name)}'")
-    connection.execute("set timezone = 'UTC'")
-    return connection
-
-
-def _give_back(connection: duckdb.DuckDBPyConnection) -> None:
-    try:
-        connection.execute("use memory; detach lake")
-    except duckdb.Error:
-        connection.close()
-        return
-    _IDLE.setdefault(os.getpid(), []).append(connection)
-
-
-def _extension(name: str) -> str:
-    """Path of an extension that came as a package, else its bare name: one that DuckDB itself has installed."""
-    package = importlib.util.find_spec(f"duckdb_extension_{name}")
-    if package is None or not package.submodule_search_locations:
-        return name
-    found = sorted(Path(package.submodule_search_locations[0]).glob(f"extensions/*/{name}.duckdb_extension"))
-    return _escaped(found[-1]) if found else name

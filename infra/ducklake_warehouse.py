@@ -1,4 +1,4 @@
-"""The warehouse port on a DuckLake: DuckDB as the engine, Parquet files for rows, a SQLite file as the catalog.
+"""The warehouse port on a DuckLake: DuckDB as the engine, Parquet files for rows, a catalog in SQLite or PostgreSQL.
 
 It knows nothing of what the tables mean: their shapes come from the contracts, their SQL from ``warehouse/``.
 """
@@ -172,7 +172,7 @@ class DuckLakeWarehouse:
         cursor.execute("begin")
         try:
             result = work(transaction)
-            cursor.execute("commit")
+            self._storage.finish(cursor)
         except BaseException:
             with contextlib.suppress(duckdb.Error):
                 cursor.execute("rollback")

@@ -3,6 +3,7 @@
     NearlineError
     |-- TransientError             a retry may help; tasks retry on this type alone
     |   |-- WarehouseBusyError     another process held the catalog for too long
+    |   |-- WarehouseUnavailableError  the server of the catalog did not answer
     |   |-- StorageError           the disk is full, or a folder cannot be written
     |   |-- IndexUnavailableError  the vector index did not answer
     |   |-- ComputeLostError       Dask workers were lost
@@ -38,6 +39,10 @@ class WarehouseBusyError(TransientError):
 
 class StorageError(TransientError):
     """The disk is full, or a folder or file of the state cannot be written. What was stored before is whole."""
+
+
+class WarehouseUnavailableError(TransientError):
+    """The server that holds the warehouse's catalog did not answer, or was lost on the way."""
 
 
 class IndexUnavailableError(TransientError):
