@@ -11,7 +11,7 @@ from typing import Any
 from infra.backup_files import MANIFEST_FILE, backups_in, find_backup, find_damage, read_manifest
 from infra.ducklake_storage import LakeStorage
 from infra.home_backup import CATALOG, WAREHOUSE, back_up_home
-from infra.home_restore import check_empty, restore_home
+from infra.home_restore import check_empty, restore_home, settle_settings
 from infra.key_store import FOLDER as SERVING
 from infra.key_store import SALT_FILE
 from infra.resources import LocalResources
@@ -62,7 +62,7 @@ class RestoreReport:
 
 @dataclass(frozen=True)
 class MigrationReport:
-    """What was done to the layout, after which backup; nothing and None if there was nothing to do."""
+    """What was done to the layout, after which backup: nothing and None if there was nothing to do."""
 
     done: tuple[str, ...]
     backup: Path | None
@@ -127,7 +127,7 @@ def restore_backup(
 
     def finish(staged: Path) -> dict[str, Any]:
         _take_salt(staged, sources)
-        resources = open_home(load_settings(home=staged))
+        resources = open_home(settle_settings(staged))
         migrated = _lake(resources.settings).migrate(lambda: None)
         serving = _make_index(resources, now)
         return {"migrated": migrated, "serving": serving, **_erase_again(resources, manifest, sources, now)}
@@ -146,18 +146,21 @@ def restore_backup(
     )
 
 
-def migrate_home(settings: Settings, *, now: datetime, parent: Path | None = None) -> MigrationReport:
+def migrate_home(
+    settings: Settings, *, now: datetime, parent: Path | None = None, with_backup: bool = True
+) -> MigrationReport:
     """Bring the warehouse to the layout of this program, after a backup in ``parent``; nobody writes meanwhile.
 
     Raises NotFoundError where there is no warehouse, TerminalError for a newer layout, and as ``back_up_home``; then
     nothing was changed.
     """
-    if not (settings.home / WAREHOUSE / CATALOG).exists():
+    if settings.warehouse.catalog_url is None and not (settings.home / WAREHOUSE / CATALOG).exists():
         raise NotFoundError(f"There is no warehouse in {settings.home} to migrate. A new one needs no migration.")
     made: list[Path] = []
 
     def before() -> None:
-        made.append(back_up_home(settings, parent or settings.home / BACKUPS, now=now)[0])
+        if with_backup:
+            made.append(back_up_home(settings, parent or settings.home / BACKUPS, now=now)[0])
 
     done = _lake(settings).migrate(before)
     return MigrationReport(done, made[0] if made else None)

@@ -39,7 +39,7 @@ class CatalogCopy:
 
 
 def copy_catalog(source: Path, target: Path, busy_seconds: float) -> CatalogCopy:
-    """Write the catalog ``source`` to the new file ``target``, every committed transaction whole.
+    """Write the catalog ``source`` to the empty file ``target``, every committed transaction whole.
 
     Raises TerminalError if it stays busy for longer than that, is damaged, or names files outside its folder.
     """
@@ -61,7 +61,7 @@ def main() -> None:
     closing = contextlib.closing
     with closing(sqlite3.connect(source, timeout=float(seconds))) as catalog, closing(sqlite3.connect(target)) as copy:
         catalog.backup(copy)
-        copy.execute("pragma journal_mode = delete")  # one file, without a log beside it
+        copy.execute("pragma journal_mode = wal")  # as DuckLake opens it; closing leaves no log beside it
         (verdict,) = copy.execute("pragma quick_check(1)").fetchone()
         if verdict != "ok":
             raise SystemExit(verdict)

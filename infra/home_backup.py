@@ -45,11 +45,12 @@ _HEADROOM = 1.05
 def back_up_home(settings: Settings, parent: Path, *, now: datetime) -> tuple[Path, Manifest]:
     """Make a new backup, a folder of ``parent`` that is named by its time; returns it with what is in it.
 
-    It appears under its name when it is whole and on the disk. Raises NotFoundError where there is no warehouse,
-    WarehouseBusyError if another backup is being written there, and TerminalError if the disk is too small or the
-    warehouse is damaged.
+    It appears under its name when it is whole and on the disk. Raises InputError for a catalog in PostgreSQL,
+    NotFoundError where there is no warehouse, WarehouseBusyError if another backup is being written there, and
+    TerminalError if the disk is too small or the warehouse is damaged.
     """
     lake = settings.home / WAREHOUSE
+    _refuse_postgres(settings)
     if not (lake / CATALOG).exists():
         raise NotFoundError(f"There is no warehouse in {settings.home} to back up. NEARLINE_HOME names the home.")
     parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -76,8 +77,17 @@ def back_up_home(settings: Settings, parent: Path, *, now: datetime) -> tuple[Pa
     return folder, manifest
 
 
+def _refuse_postgres(settings: Settings) -> None:
+    if settings.warehouse.catalog_url is not None:
+        raise InputError(
+            "This home's catalog is in PostgreSQL, which its own tools back up. In this order, with no maintenance and "
+            "no erasure meanwhile: pg_dump of the database that warehouse.catalog_url names; then a copy of the folder "
+            "of Parquet files; then nearline.toml and the folder serving/ of the home. docs/backup.md has the commands."
+        )
+
+
 def _fill(settings: Settings, lake: Path, target: Path, now: datetime) -> Manifest:
-    copy, files = _copy_lake(LakeStorage(lake.absolute(), settings.warehouse), lake, target / WAREHOUSE, settings)
+    copy, files = _copy_lake(lake, target / WAREHOUSE, settings.warehouse)
     for source, name in _small_files(settings.home):
         with_place = target / name
         with_place.parent.mkdir(exist_ok=True, mode=0o700)
@@ -96,18 +106,17 @@ def _fill(settings: Settings, lake: Path, target: Path, now: datetime) -> Manife
         )
 
 
-def _copy_lake(
-    storage: LakeStorage, lake: Path, target: Path, settings: Settings
-) -> tuple[CatalogCopy, list[BackupFile]]:
+def _copy_lake(lake: Path, target: Path, settings: WarehouseSettings) -> tuple[CatalogCopy, list[BackupFile]]:
+    storage = LakeStorage(lake.absolute(), settings)
     done: dict[str, BackupFile] = {}
     for _ in range(_FREE_TRIES):
         try:
-            return _copy_once(lake, target, settings.warehouse.busy_timeout_seconds, done)
+            return _copy_once(lake, target, settings, done)
         except FileNotFoundError:
             continue  # deleted since the catalog was copied: what is copied next does not name it any more
     with storage.exclusive():
         try:
-            return _copy_once(lake, target, settings.warehouse.busy_timeout_seconds, done)
+            return _copy_once(lake, target, settings, done)
         except FileNotFoundError as error:
             raise TerminalError(
                 f"The warehouse in {lake} is damaged: its catalog names {error.filename}, which is not there. "
@@ -116,14 +125,15 @@ def _copy_lake(
 
 
 def _copy_once(
-    lake: Path, target: Path, busy_seconds: float, done: dict[str, BackupFile]
+    lake: Path, target: Path, settings: WarehouseSettings, done: dict[str, BackupFile]
 ) -> tuple[CatalogCopy, list[BackupFile]]:
     """One copy of the catalog and of the files that it names. ``done`` are files that an earlier try has copied; those
     that are no longer named are deleted."""
-    catalog = target / CATALOG
+    catalog, data = target / CATALOG, settings.data_path or lake / DATA
     target.mkdir(exist_ok=True, mode=0o700)
     catalog.unlink(missing_ok=True)
-    copy = copy_catalog(lake / CATALOG, catalog, busy_seconds)
+    catalog.touch(mode=0o600)
+    copy = copy_catalog(lake / CATALOG, catalog, settings.busy_timeout_seconds)
     for path in set(done) - set(copy.files):
         (target / DATA / path).unlink()
         del done[path]
@@ -132,7 +142,7 @@ def _copy_once(
         if path not in done:
             own = target / DATA / path
             own.parent.mkdir(parents=True, exist_ok=True)
-            done[path] = _renamed(copy_file(lake / DATA / path, own), target.parent, own)
+            done[path] = _renamed(copy_file(data / path, own), target.parent, own)
     own_catalog = _renamed(hash_file(catalog, sync=True), target.parent, catalog)
     return copy, [own_catalog, *(done[path] for path in copy.files)]
 
@@ -163,8 +173,8 @@ def _opened(lake: Path, settings: WarehouseSettings) -> Iterator[duckdb.DuckDBPy
     it."""
     with tempfile.TemporaryDirectory(prefix="nearline-backup-") as scratch:
         shutil.copyfile(lake / CATALOG, Path(scratch) / CATALOG)
-        (Path(scratch) / DATA).symlink_to((lake / DATA).absolute(), target_is_directory=True)
-        with LakeStorage(Path(scratch), settings).attached(read_only=False, upgrade=True) as connection:
+        own = settings.model_copy(update={"data_path": (lake / DATA).absolute()})
+        with LakeStorage(Path(scratch), own).attached(read_only=False, upgrade=True) as connection:
             yield connection
 
 

@@ -3,6 +3,7 @@
 It knows nothing of what is done to the warehouse before it is moved.
 """
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import TypeVar
 from infra.backup_files import copy_backup, remove_folder, sync_folder
 from infra.home_backup import WAREHOUSE
 from infra.key_store import FOLDER as SERVING
-from infra.settings import SETTINGS_FILE
+from infra.key_store import write_private
+from infra.settings import SETTINGS_FILE, Settings, load_settings
 from tasks.domain.backups import Manifest
 from tasks.domain.errors import InputError, TerminalError
 
@@ -64,6 +66,23 @@ def check_empty(home: Path) -> None:
             f"Restoring into {home} was refused: it is not empty ({', '.join(present[:5])}). A restore never writes "
             "over anything. Name an empty or new folder: nearline restore BACKUP --home NEW."
         )
+
+
+def settle_settings(staged: Path) -> Settings:
+    """The settings of a home that is being made, whose warehouse lies in the home: a line of the settings file that
+    says otherwise is made a comment. Raises InputError where the environment says so."""
+    file = staged / SETTINGS_FILE
+    if file.exists():
+        own = re.sub(r"(?m)^(\s*(?:warehouse\.)?data_path\s*=)", r"# before the restore: \1", file.read_text())
+        write_private(file, own.encode())
+    settings = load_settings(home=staged)
+    if settings.warehouse.catalog_url or settings.warehouse.data_path:
+        raise InputError(
+            "A backup is restored with its catalog and files in the home, and the settings name another place for them "
+            "(warehouse.catalog_url or warehouse.data_path). Unset that and run this again; docs/backup.md says how to "
+            "move them afterwards."
+        )
+    return settings
 
 
 def _check_room(manifest: Manifest, home: Path) -> None:
