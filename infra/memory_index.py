@@ -84,7 +84,8 @@ class MemoryIndex:
     def items(self, version: str, item_ids: Sequence[str]) -> dict[str, tuple[ItemPayload, Floats]]:
         """Stored items by id; unknown ids are left out."""
         table = self._get(version, "Reading items of").items
-        rows = {item_id: table.rows[item_id] for item_id in item_ids if item_id in table.rows}
+        known = table.terms.rows
+        rows = {item_id: known[item_id] for item_id in item_ids if item_id in known}
         return {item_id: (table.payloads[row], table.vectors[row].copy()) for item_id, row in rows.items()}
 
     def users(self, version: str, user_ids: Sequence[str]) -> dict[str, tuple[UserPayload, Floats]]:

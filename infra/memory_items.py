@@ -1,20 +1,18 @@
 """Items of one version in memory, with exact search. It knows nothing of versions, users or who writes when."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 
 import numpy as np
 import numpy.typing as npt
 
+from tasks.domain.item_terms import ItemTerms
 from tasks.domain.records import Hit, IndexFilter, ItemPayload
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-RowsByTerm = Mapping[str, Rows]
 
-NO_ROWS = np.zeros(0, np.int64)
 GATHERED_SHARE = 0.1
 """Where fewer items than this share may be found, their vectors are collected before they are multiplied."""
 SPARE_SHARE = 0.125
@@ -27,15 +25,12 @@ class ItemTable:
     theirs.
 
     ``vectors`` (at least n_items, width) float32, of which the rows behind the items are room for the next table;
-    ``available`` (n_items,); ``categories`` and ``attributes`` are ascending rows by term.
+    ``terms`` knows the row of each item.
     """
 
     vectors: Floats
     payloads: tuple[ItemPayload, ...] = ()
-    rows: Mapping[str, int] = field(default_factory=dict)
-    available: Mask = field(default_factory=lambda: np.zeros(0, bool))
-    categories: RowsByTerm = field(default_factory=dict)
-    attributes: RowsByTerm = field(default_factory=dict)
+    terms: ItemTerms = field(default_factory=ItemTerms)
 
     @classmethod
     def empty(cls, width: int) -> "ItemTable":
@@ -49,7 +44,7 @@ class ItemTable:
         to are kept in an empty table as they are, without a copy.
         """
         newest = {payload.item_id: place for place, payload in enumerate(payloads)}
-        rows = {**self.rows}
+        rows = {**self.terms.rows}
         for item_id in newest:
             rows.setdefault(item_id, len(rows))
         at = np.array([rows[item_id] for item_id in newest], np.int64)
@@ -59,18 +54,12 @@ class ItemTable:
         for row, place in zip(at.tolist(), places.tolist(), strict=True):
             stored[row] = payloads[place]
         after = {row: stored[row] for row in at.tolist()}
-        return ItemTable(
-            self._with_vectors(vectors, at, places, len(rows)),
-            tuple(stored),
-            rows,
-            self._with_available(at, [payloads[place].available for place in places], len(rows)),
-            _moved(self.categories, _pairs(before, "categories"), _pairs(after, "categories")),
-            _moved(self.attributes, _pairs(before, "attributes"), _pairs(after, "attributes")),
-        )
+        terms = self.terms.changed(rows, before, after)
+        return ItemTable(self._with_vectors(vectors, at, places, len(rows)), tuple(stored), terms)
 
     def search(self, query: Floats, k: int, restrict: IndexFilter, *, with_vectors: bool) -> list[Hit]:
         """The ``k`` items with the highest dot product, best first; equal ones by id. Exact, in float32."""
-        rows = np.flatnonzero(self._allowed(restrict))
+        rows = np.flatnonzero(self.terms.allowed(restrict))
         if k < 1 or len(rows) == 0:
             return []
         if len(rows) < GATHERED_SHARE * len(self.payloads):
@@ -98,33 +87,6 @@ class ItemTable:
     def _ids(self, rows: Rows) -> Iterator[str]:
         return (self.payloads[row].item_id for row in rows.tolist())
 
-    def _allowed(self, restrict: IndexFilter) -> Mask:
-        """(n_items,) whether each item may be found."""
-        allowed = self.available.copy() if restrict.only_available else np.ones(len(self.payloads), bool)
-        if restrict.categories:
-            allowed &= self._marked(self.categories.get(term, NO_ROWS) for term in restrict.categories)
-        for terms in restrict.attributes:
-            allowed &= self._marked(self.attributes.get(term, NO_ROWS) for term in terms)
-        if restrict.only_items:
-            allowed &= self._marked([self._known(restrict.only_items)])
-        if restrict.exclude_items:
-            allowed[self._known(restrict.exclude_items)] = False
-        return allowed
-
-    def _marked(self, groups: Iterable[Rows]) -> Mask:
-        marked = np.zeros(len(self.payloads), bool)
-        for rows in groups:
-            marked[rows] = True
-        return marked
-
-    def _known(self, item_ids: Iterable[str]) -> Rows:
-        return np.array([self.rows[item_id] for item_id in item_ids if item_id in self.rows], np.int64)
-
-    def _with_available(self, at: Rows, available: Sequence[bool], n_rows: int) -> Mask:
-        known = np.resize(self.available, n_rows) if len(self.available) else np.zeros(n_rows, bool)
-        known[at] = available
-        return known
-
     def _with_vectors(self, vectors: Floats, at: Rows, places: Rows, n_rows: int) -> Floats:
         """The vectors with those at ``places`` in the rows ``at``; no row that a reader may see is written."""
         n_before = len(self.payloads)
@@ -140,30 +102,3 @@ class ItemTable:
         else:
             target[at[~known]] = vectors[places[~known]]
         return target
-
-
-def _pairs(payloads: Mapping[int, ItemPayload], kind: str) -> set[tuple[str, int]]:
-    return {(term, row) for row, payload in payloads.items() for term in getattr(payload, kind)}
-
-
-def _moved(known: RowsByTerm, before: set[tuple[str, int]], after: set[tuple[str, int]]) -> RowsByTerm:
-    """Rows by term, without the pairs that went away and with those that came."""
-    if before == after:
-        return known
-    gone, come = _by_term(before - after), _by_term(after - before)
-    moved = dict(known)
-    for term in gone.keys() | come.keys():
-        rows = np.array(sorted(come.get(term, ())), np.int64)
-        if term in known:
-            rows = np.union1d(np.setdiff1d(known[term], gone.get(term, [])), rows)
-        moved[term] = rows
-        if len(rows) == 0:
-            del moved[term]
-    return moved
-
-
-def _by_term(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = {}
-    for term, row in pairs:
-        rows.setdefault(term, []).append(row)
-    return rows

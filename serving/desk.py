@@ -39,15 +39,11 @@ class Online(Protocol):
     def profile(self, user_id: str) -> BelievedProfile:
         """What is believed of a user. Raises NotFoundError."""
 
-    def popular(
-        self, *, k: int, categories: Sequence[str], attributes: Mapping[str, tuple[str, ...]], only_available: bool
-    ) -> Slate:
-        """What most people like."""
+    def popular(self, request: SlateRequest) -> Slate:
+        """What most people like, under the filters of the request."""
 
-    def latest(
-        self, *, k: int, categories: Sequence[str], attributes: Mapping[str, tuple[str, ...]], only_available: bool
-    ) -> Slate:
-        """What came last."""
+    def latest(self, request: SlateRequest) -> Slate:
+        """What came last, under the filters of the request."""
 
     def health(self) -> Health:
         """Whether requests are answered."""

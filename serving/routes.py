@@ -1,6 +1,7 @@
 """The routes: what each is asked with, and which method of the online side answers. Nothing else."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -49,6 +50,16 @@ class ListQuery(BaseModel):
     available: bool = True
     """Whether items must be available."""
 
+    def as_request(self, user_id: str | None = None) -> SlateRequest:
+        """The record that the online side takes."""
+        return SlateRequest(
+            user_id=user_id,
+            k=self.k,
+            categories=tuple(self.category),
+            attributes=self.attributes(),
+            only_available=self.available,
+        )
+
     def attributes(self) -> dict[str, tuple[str, ...]]:
         """Values by name. Raises InputError."""
         found: dict[str, tuple[str, ...]] = {}
@@ -72,14 +83,10 @@ class SlateQuery(ListQuery):
     method: Literal["fused", "neighbours"] = "fused"
     """How scores are made: the learned vectors, or the neighbours of what the user liked."""
 
-    def as_request(self, user_id: str) -> SlateRequest:
+    def as_request(self, user_id: str | None = None) -> SlateRequest:
         """The record that the online side takes."""
-        return SlateRequest(
-            user_id=user_id,
-            k=self.k,
-            categories=tuple(self.category),
-            attributes=self.attributes(),
-            only_available=self.available,
+        return replace(
+            super().as_request(user_id),
             exclude_seen=self.exclude_seen,
             diversity=self.diversity,
             explain=self.explain,
@@ -207,7 +214,7 @@ async def similar(request: Request, item_id: ItemId, query: Annotated[SimilarQue
 )
 async def popular(request: Request, query: Annotated[ListQuery, Query()]) -> Response:
     """For everybody the same."""
-    return await _read(request, lambda desk: slate_answer(desk.online.popular(**_listed(query))))
+    return await _read(request, lambda desk: slate_answer(desk.online.popular(query.as_request())))
 
 
 @router.get(
@@ -220,7 +227,7 @@ async def popular(request: Request, query: Annotated[ListQuery, Query()]) -> Res
 )
 async def latest(request: Request, query: Annotated[ListQuery, Query()]) -> Response:
     """The newest items first, for everybody the same."""
-    return await _read(request, lambda desk: slate_answer(desk.online.latest(**_listed(query))))
+    return await _read(request, lambda desk: slate_answer(desk.online.latest(query.as_request())))
 
 
 @router.get(
@@ -306,12 +313,3 @@ async def _take(request: Request, kind: IntakeKind) -> Response:
         return 422, {**answer, **refused.document(state.request_id)}
 
     return await desk.answer(request, "writes", work)
-
-
-def _listed(query: ListQuery) -> dict[str, Any]:
-    return {
-        "k": query.k,
-        "categories": tuple(query.category),
-        "attributes": query.attributes(),
-        "only_available": query.available,
-    }

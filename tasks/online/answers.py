@@ -4,7 +4,7 @@ It knows nothing of HTTP, of the warehouse or of where users come from. Every fu
 answer is all of one version.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -85,39 +85,20 @@ def recommend(
     )
 
 
-def popular(
-    state: ServingState,
-    *,
-    k: int = 10,
-    categories: Sequence[str] = (),
-    attributes: Mapping[str, tuple[str, ...]] | None = None,
-    only_available: bool = True,
-) -> Slate:
-    """The ``k`` items with the highest prior, whoever asks."""
-    request = SlateRequest(
-        k=k, categories=tuple(categories), attributes=attributes or {}, only_available=only_available
-    )
+def popular(state: ServingState, request: SlateRequest) -> Slate:
+    """The ``k`` items with the highest prior under the request's filters, whoever asks."""
     check_request(request)
     return _answer(state, request, replace(ask_for_popular(state), note=""))
 
 
-def latest(
-    state: ServingState,
-    *,
-    k: int = 10,
-    categories: Sequence[str] = (),
-    attributes: Mapping[str, tuple[str, ...]] | None = None,
-    only_available: bool = True,
-) -> Slate:
-    """The ``k`` items that came into the catalog last, the newest first; equal ones go by id. Their scores are 0."""
-    request = SlateRequest(
-        k=k, categories=tuple(categories), attributes=attributes or {}, only_available=only_available
-    )
+def latest(state: ServingState, request: SlateRequest) -> Slate:
+    """The ``k`` items under the request's filters that came into the catalog last, the newest first; equal ones go by
+    id. Their scores are 0."""
     check_request(request)
-    rows = best_rows(state.first_seen_at, k, state.terms.allowed(item_filter(request, frozenset())))
+    rows = best_rows(state.first_seen_at, request.k, state.terms.allowed(item_filter(request, frozenset())))
     nothing = np.zeros(len(rows), np.float32)
     asked = Asked("latest", np.zeros(state.vectors.shape[1], np.float32), 0.0, 0.0)
-    return _slate(state, asked, _Ranked(rows, nothing, nothing, nothing, nothing), k, None, ())
+    return _slate(state, asked, _Ranked(rows, nothing, nothing, nothing, nothing), request.k, None, ())
 
 
 def similar(state: ServingState, item_id: str, *, k: int = 10, by: Likeness = "factors") -> Slate:

@@ -295,12 +295,12 @@ class PendingUsers:
             self._folder.histories.prepare(left)
             while left:
                 state, catalog = self._content
-                part = left[:FOLD_USERS]
-                folded = self._folder.fold(state, catalog, part)
                 with self._changed:
-                    for user_id in part:
-                        if user_id in self._users:
-                            user = self._users[user_id]
+                    part = {user_id: self._users.get(user_id) for user_id in left[:FOLD_USERS]}
+                folded = self._folder.fold(state, catalog, list(part))
+                with self._changed:
+                    for user_id, user in part.items():
+                        if user is not None and self._users.get(user_id) is user:  # not erased meanwhile
                             user.folded, user.done = folded.get(user_id, user.folded), max(user.done, turn)
                     self._changed.notify_all()
                 left = left[FOLD_USERS:]

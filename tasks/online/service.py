@@ -133,29 +133,13 @@ class OnlineService:
         """Items that are like one. Raises NotFoundError for an item that the serving version does not know."""
         return similar(self._serving().state, item_id, k=k, by=by)
 
-    def popular(
-        self,
-        *,
-        k: int = 10,
-        categories: Sequence[str] = (),
-        attributes: Mapping[str, tuple[str, ...]] | None = None,
-        only_available: bool = True,
-    ) -> Slate:
-        """What most people like."""
-        state = self._serving().state
-        return popular(state, k=k, categories=categories, attributes=attributes, only_available=only_available)
+    def popular(self, request: SlateRequest) -> Slate:
+        """What most people like; of the request its length and its filters count."""
+        return popular(self._serving().state, request)
 
-    def latest(
-        self,
-        *,
-        k: int = 10,
-        categories: Sequence[str] = (),
-        attributes: Mapping[str, tuple[str, ...]] | None = None,
-        only_available: bool = True,
-    ) -> Slate:
-        """What came into the catalog last."""
-        state = self._serving().state
-        return latest(state, k=k, categories=categories, attributes=attributes, only_available=only_available)
+    def latest(self, request: SlateRequest) -> Slate:
+        """What came into the catalog last; of the request its length and its filters count."""
+        return latest(self._serving().state, request)
 
     def profile(self, user_id: str) -> BelievedProfile:
         """What is believed of a user, and from what. Raises NotFoundError for one of whom nothing is known."""

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tasks.domain.fusion import fuse_items
+from tasks.domain.item_terms import ItemTerms
 from tasks.domain.ports import VectorIndex, Warehouse
 from tasks.domain.profiles import ItemSpace
 from tasks.domain.records import ItemPayload
 from tasks.model_state import HistoryRows, ModelVersion, load_item_space, load_version
-from tasks.online.exact_search import ItemTerms
 from tasks.projection import load_item_payloads
 from warehouse.catalog import query_sql
 

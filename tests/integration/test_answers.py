@@ -270,15 +270,17 @@ def test_boosts_raise_lower_and_stay_in_bounds(asked):
 def test_popular_and_latest(serving):
     state, _ = serving
     best = sorted(range(39), key=lambda row: (-state.items.prior[row], row))
-    assert [int(i[1:]) for i in ids(popular(state, k=39))] == best
-    assert popular(state).source == "popular"
-    assert [int(i[1:]) for i in ids(popular(state, k=3, categories=("war",)))] == [r for r in best if r % 3 == 1][:3]
-    newest = latest(state, k=3)
+    assert [int(i[1:]) for i in ids(popular(state, SlateRequest(k=39)))] == best
+    assert popular(state, SlateRequest()).source == "popular"
+    assert [int(i[1:]) for i in ids(popular(state, SlateRequest(k=3, categories=("war",))))] == [
+        r for r in best if r % 3 == 1
+    ][:3]
+    newest = latest(state, SlateRequest(k=3))
     assert (ids(newest), newest.source) == (["i38", "i37", "i36"], "latest")
     assert newest.items[0].title == "i38", "it has no title"
-    assert ids(latest(state, k=2, only_available=False)) == ["i39", "i38"]
-    assert ids(latest(state, k=2, attributes={"language": ("fr",)})) == ["i37", "i35"]
-    assert latest(state, k=50).fallbacks == ("fewer_than_k",)
+    assert ids(latest(state, SlateRequest(k=2, only_available=False))) == ["i39", "i38"]
+    assert ids(latest(state, SlateRequest(k=2, attributes={"language": ("fr",)}))) == ["i37", "i35"]
+    assert latest(state, SlateRequest(k=50)).fallbacks == ("fewer_than_k",)
 
 
 def test_similar_items(serving):

@@ -78,13 +78,13 @@ class ScriptedOnline:
         categories = (("Drama", 0.75), ("Comedy", 0.25))
         return BelievedProfile(user_id, "v1", 3, 0.3, 0.1, 0.2, 17, 1, categories, evidence, 2, "")
 
-    def popular(self, *, k, categories, attributes, only_available):
-        self._note("popular", k, categories, attributes, only_available)
-        return self._slate(k)
+    def popular(self, request):
+        self._note("popular", request)
+        return self._slate(request.k)
 
-    def latest(self, *, k, categories, attributes, only_available):
-        self._note("latest", k, categories, attributes, only_available)
-        return self._slate(k)
+    def latest(self, request):
+        self._note("latest", request)
+        return self._slate(request.k)
 
     def health(self):
         self._note("health")

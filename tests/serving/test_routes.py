@@ -107,7 +107,8 @@ def test_similar_items_by_what_was_asked(client, online):
 def test_lists_for_everybody(client, online, name):
     answer = client.get(f"/v1/{name}?k=2&category=Drama&attribute=lang=en&available=false")
     assert len(is_described(models.SlateAnswer, answer)["items"]) == 2
-    assert online.asked == [(name, 2, ("Drama",), {"lang": ("en",)}, False)]
+    asked = SlateRequest(k=2, categories=("Drama",), attributes={"lang": ("en",)}, only_available=False)
+    assert online.asked == [(name, asked)]
 
 
 def test_a_profile_says_what_is_believed_and_from_what(client):

@@ -266,15 +266,26 @@ class FakeFolder:
 
     def __init__(self):
         self.histories = SimpleNamespace(prepare=lambda user_ids: None, forget=lambda user_ids: None)
-        self.gate, self.n_folds, self.error = threading.Event(), 0, None
+        self.gate, self.n_folds, self.error, self.fails_later = threading.Event(), 0, None, False
         self.gate.set()
+        self.began = threading.Event()
 
     def fold(self, state, catalog, user_ids):
+        self.began.set()
         self.gate.wait(5)
         if self.error:
             raise self.error
+        if self.fails_later:
+            self.error = WarehouseBusyError("locked")
         self.n_folds += 1
         return {name: FoldedUser(self.n_folds, 0.0, 0.0, 1, frozenset(), None) for name in user_ids}
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
 
 
 def marks(*user_ids, at=NOW):
@@ -328,10 +339,7 @@ def test_a_fold_that_fails_is_named_and_tried_again(pending, folder, monkeypatch
     assert isinstance(pending.counts.problem, WarehouseBusyError)
     folder.error = None
     assert pending.look("a", 5).folded is not None
-    deadline = time.monotonic() + 5
-    while pending.counts.problem is not None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert pending.counts.problem is None
+    wait_for(lambda: pending.counts.problem is None)
 
 
 def test_an_erased_user_is_not_pending_any_more(pending, folder):
@@ -342,6 +350,19 @@ def test_an_erased_user_is_not_pending_any_more(pending, folder):
     assert pending.wait_until_folded(5)
     assert pending.look("a", 0) is None
     assert pending.look("b", 0).folded is not None
+
+
+def test_a_fold_from_before_an_erasure_is_nothing_of_who_comes_back(pending, folder):
+    folder.gate.clear()
+    folder.fails_later = True
+    pending.mark(marks("a"), 7)
+    assert folder.began.wait(5)
+    pending.forget("a")
+    pending.mark(marks("a"), 9)
+    folder.gate.set()
+    wait_for(lambda: pending.counts.problem is not None)  # the second fold has failed: the first one is over
+    assert folder.n_folds == 1
+    assert pending.look("a", 0).folded is None
 
 
 def test_closing_lets_who_waits_go_on(folder):
