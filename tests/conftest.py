@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from infra.duckdb_instances import EngineThreads
 from infra.resources import LocalResources
 from infra.settings import load_settings
 from tasks.domain.factor_model import FactorParameters
@@ -27,27 +26,10 @@ from tasks.model_state import load_histories, load_item_space, load_version
 from tasks.profile_rows import profile_rows, user_points
 from tasks.publish import publish_version
 from tasks.transform import build_models
+from tests.team.postgres import find_account, find_programs, running_postgres
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-EngineThreads.wanted = 1  # half the CPU time for tables this small; programs that tests start use every core
 WORDS = ("space", "robot", "alien", "star", "love", "kiss", "paris", "heart")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """A file is run by one worker, and so are all files that need the one Prefect server and its batch. Files start in
-    their order in the tree: servers and kills first, the short ones last, when the workers have to end together."""
-    if config.getvalue("dist") != "loadfile":
-        return None
-    from xdist.scheduler import LoadFileScheduling
-
-    class BySharedServer(LoadFileScheduling):
-        def _split_scope(self, nodeid):
-            file = super()._split_scope(nodeid)
-            return "tests/flows" if file.startswith("tests/flows/") and not file.endswith("/test_up.py") else file
-
-    config.option.loadscopereorder = False
-    return BySharedServer(config, log)
 
 
 class WordEncoder:
@@ -391,3 +373,13 @@ def local_resources(empty_warehouse, tmp_path):
     """The real adapters on an empty warehouse."""
     shutil.copytree(empty_warehouse, tmp_path / "var" / "warehouse")
     return LocalResources(load_settings(home=tmp_path / "var"))
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server for this session; where none can be had, the test is skipped."""
+    programs, account = find_programs(), find_account()
+    if programs is None or account is False:
+        pytest.skip("no PostgreSQL server is installed here" if programs is None else "only root is here")
+    with running_postgres(programs, account) as server:
+        yield server

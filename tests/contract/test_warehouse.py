@@ -1,5 +1,6 @@
 """The warehouse port on a DuckLake in a temporary folder."""
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -13,17 +14,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from filelock import FileLock
 
 from infra import ducklake_warehouse
 from infra.ducklake_storage import LakeStorage
 from infra.ducklake_warehouse import open_warehouse
+from infra.lake_catalogs import lake_catalog
 from infra.settings import WarehouseSettings
 from tasks.domain.errors import InputError, MigrationNeededError, NotFoundError, TerminalError, WarehouseBusyError
 from warehouse.catalog import contracts
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 STRANGE_IDS = ["a/b", 'say "hi"', "it's; drop table stg_items --", "two  spaces ", "电影/1", "007", "é%_\\"]
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.server)])
+def database(request):
+    """What holds the catalog: a file in the warehouse's folder (None), or a database of this server."""
+    return None if request.param == "sqlite" else request.getfixturevalue("postgres")
 
 
 @pytest.fixture
@@ -33,20 +40,43 @@ def new_folder(tmp_path):
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("made") / "warehouse"
-    with open_warehouse(folder, WarehouseSettings()):
-        return folder
+    """Makes a warehouse the first time that it is asked for one: ``made_once(None)`` or ``made_once(server)``."""
+
+    @functools.cache
+    def make(server):
+        folder = tmp_path_factory.mktemp("made") / "warehouse"
+        name = server and server.new_database()
+        with open_warehouse(folder, settings_for(server, name)):
+            pass
+        if server:
+            server.let_go(name)
+        return folder, name
+
+    return make
+
+
+def settings_for(server, name, **changed):
+    url = server and server.url(name)
+    return WarehouseSettings(**{"busy_timeout_seconds": 20, "catalog_url": url, **changed})
 
 
 @pytest.fixture
-def folder(made_once, tmp_path):
-    """A warehouse without rows."""
-    return Path(shutil.copytree(made_once, tmp_path / "warehouse"))
+def settings(request, database, made_once, tmp_path):
+    """Those of an empty place, or of a copy of a warehouse without rows for a test that asks for its ``folder``."""
+    if database is None:
+        return settings_for(None, None)
+    if "folder" not in request.fixturenames:
+        return settings_for(database, database.new_database())
+    _, template = made_once(database)
+    moved = f"update ducklake_metadata set value = '{tmp_path}/warehouse/data/' where key = 'data_path'"  # noqa: S608
+    return settings_for(database, database.new_database(template, moved))
 
 
 @pytest.fixture
-def settings():
-    return WarehouseSettings(busy_timeout_seconds=20)
+def folder(made_once, settings, database, tmp_path):
+    """The folder of a warehouse without rows."""
+    made, _ = made_once(database)
+    return Path(shutil.copytree(made, tmp_path / "warehouse"))
 
 
 @pytest.fixture
@@ -133,6 +163,7 @@ def test_a_newer_layout_is_refused(folder, settings):
         pass
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_an_unfinished_creation_is_begun_again(new_folder, settings):
     new_folder.mkdir(parents=True)
     (new_folder / "catalog.unfinished.sqlite").write_bytes(b"half")
@@ -141,6 +172,7 @@ def test_an_unfinished_creation_is_begun_again(new_folder, settings):
         assert append(warehouse, ("v1", 1)) > 0
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_moved_folder_still_opens(folder, settings, tmp_path):
     with open_warehouse(folder, settings) as warehouse:
         append(warehouse, *((f"v{n}", n) for n in range(600)))  # enough rows for a Parquet file
@@ -454,7 +486,7 @@ def test_insertions_stay_exact_through_flushing_and_merging_and_say_so_when_they
 
 def test_a_lock_that_stays_taken(folder, settings):
     quick = settings.model_copy(update={"busy_timeout_seconds": 0.2})
-    with open_warehouse(folder, quick) as warehouse, FileLock(folder / "write.lock"):
+    with open_warehouse(folder, quick) as warehouse, lake_catalog(folder, quick).lock("write", 1):
         with pytest.raises(WarehouseBusyError, match="NEARLINE_WAREHOUSE__BUSY_TIMEOUT_SECONDS"):
             append(warehouse, ("v1", 1))
         assert stored(warehouse) == []
@@ -488,6 +520,7 @@ def catalog_holder(folder, settings):
             process.communicate("\n")
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_catalog_that_another_program_writes_is_waited_for(folder, settings, catalog_holder):
     timer = threading.Timer(0.5, catalog_holder.communicate, ["\n"])
     with open_warehouse(folder, settings) as warehouse:
@@ -499,6 +532,7 @@ def test_a_catalog_that_another_program_writes_is_waited_for(folder, settings, c
     timer.join()
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_catalog_that_stays_locked(folder, settings, catalog_holder):
     quick = settings.model_copy(update={"busy_timeout_seconds": 0.3})
     with open_warehouse(folder, quick) as warehouse:
