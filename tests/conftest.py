@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from infra.duckdb_instances import EngineThreads
 from infra.resources import LocalResources
 from infra.settings import load_settings
 from tasks.domain.factor_model import FactorParameters
@@ -29,7 +30,25 @@ from tasks.transform import build_models
 from tests.team.postgres import find_account, find_programs, running_postgres
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+EngineThreads.wanted = 1  # half the CPU time for tables this small; programs that tests start use every core
 WORDS = ("space", "robot", "alien", "star", "love", "kiss", "paris", "heart")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file is run by one worker, and so are all files that need the one Prefect server and its batch. Files start in
+    their order in the tree: servers and kills first, the short ones last, when the workers have to end together."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class BySharedServer(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "tests/flows" if file.startswith("tests/flows/") and not file.endswith("/test_up.py") else file
+
+    config.option.loadscopereorder = False
+    return BySharedServer(config, log)
 
 
 class WordEncoder:
