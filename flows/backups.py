@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -166,9 +166,28 @@ def migrate_home(
     return MigrationReport(done, made[0] if made else None)
 
 
-def report_document(report: BackupReport | RestoreReport | MigrationReport) -> dict[str, Any]:
-    """A report for programs."""
-    return asdict(report)
+def restored_lines(report: RestoreReport) -> list[str]:
+    """What was restored and what is still to be done, in sentences."""
+    lines = [
+        f"{report.home}: {report.n_rows:,} rows and {report.n_bytes / 1e6:,.1f} MB of {report.backup}, made "
+        f"{report.made_at:%Y-%m-%d %H:%M} UTC, in {report.seconds:.1f} s.",
+        *(f"The layout was brought forward: {what}." for what in report.migrated),
+        f"Version {report.serving} is in the index again."
+        if report.serving
+        else "The index was not made: if a version was published, run nearline rebuild-index.",
+        f"{report.n_erased:,} people who were removed since the backup were removed from it again.",
+    ]
+    if report.n_unknown:
+        lines.append(
+            f"{report.n_unknown:,} removals since then cannot be matched: the salt of their pseudonyms is another one. "
+            "Remove these people again by hand: nearline erase USER."
+        )
+    if report.unreadable:
+        names = ", ".join(folder.name for folder in report.unreadable)
+        lines.append(f"These backups beside it cannot be read, and may have known of more removals: {names}.")
+    if report.outside_settings:
+        lines.append(f"Set by the environment then, and not in the backup: {', '.join(report.outside_settings)}.")
+    return [*lines, f"Use it: export NEARLINE_HOME={report.home}"]
 
 
 def _lake(settings: Settings) -> LakeStorage:

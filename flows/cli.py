@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.commands import api_keys, asking, files, operating, people, running
+from flows.commands import api_keys, asking, copies, files, operating, people, running
 from flows.commands.terminal import ASKED_WRONGLY, FAILED, complain
 from tasks.domain.errors import InputError, NearlineError, NotFoundError, SettingsError
 
@@ -83,6 +83,9 @@ app.command(rich_help_panel=OPERATE)(people.erase)
 app.command(rich_help_panel=OPERATE)(people.export)
 app.command("rebuild-index", rich_help_panel=OPERATE)(operating.rebuild_index)
 app.command(rich_help_panel=OPERATE)(operating.settings)
+app.command(rich_help_panel=OPERATE)(copies.backup)
+app.command(rich_help_panel=OPERATE)(copies.restore)
+app.command(rich_help_panel=OPERATE)(copies.migrate)
 
 app.add_typer(keys, name="keys", rich_help_panel=OPERATE)
 keys.command("create")(api_keys.create_key)

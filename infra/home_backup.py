@@ -5,7 +5,6 @@ names, while everybody else goes on. What can be made again is left out: the ind
 what the rows mean, nor of how a backup is restored.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,8 +31,8 @@ from infra.settings import (
     setting_source,
     settings_file,
 )
-from tasks.domain.backups import BackupFile, KnownErasure, Manifest, backup_name
-from tasks.domain.errors import InputError, NotFoundError, TerminalError, WarehouseBusyError
+from tasks.domain.backups import NAME_PREFIX, BackupFile, KnownErasure, Manifest, backup_name
+from tasks.domain.errors import InputError, NotFoundError, StorageError, TerminalError, WarehouseBusyError
 
 WAREHOUSE, CATALOG, DATA = "warehouse", "catalog.sqlite", "data"
 _FREE_TRIES = 3
@@ -47,15 +46,14 @@ def back_up_home(settings: Settings, parent: Path, *, now: datetime) -> tuple[Pa
 
     It appears under its name when it is whole and on the disk. Raises InputError for a catalog in PostgreSQL,
     NotFoundError where there is no warehouse, WarehouseBusyError if another backup is being written there, and
-    TerminalError if the disk is too small or the warehouse is damaged.
+    StorageError if the disk is too small or refuses something, and TerminalError if the warehouse is damaged.
     """
     lake = settings.home / WAREHOUSE
     _refuse_postgres(settings)
     if not (lake / CATALOG).exists():
         raise NotFoundError(f"There is no warehouse in {settings.home} to back up. NEARLINE_HOME names the home.")
-    parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _alone(parent):
-        for leftover in parent.glob(f"*{UNFINISHED}"):
+        for leftover in parent.glob(f"{NAME_PREFIX}*{UNFINISHED}"):
             remove_folder(leftover)
         folder = _free_name(parent, now)
         unfinished = folder.with_name(folder.name + UNFINISHED)
@@ -68,7 +66,7 @@ def back_up_home(settings: Settings, parent: Path, *, now: datetime) -> tuple[Pa
             unfinished.rename(folder)
             sync_folder(parent)
         except OSError as error:
-            raise TerminalError(
+            raise StorageError(
                 f"The backup of {settings.home} to {folder} was not finished: {error}. Nothing of it is left. See that "
                 "the disk has room and can be written to, then run it again."
             ) from error
@@ -150,7 +148,7 @@ def _copy_once(
 def _check_room(target: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(target).free
     if free < n_bytes * _HEADROOM:
-        raise TerminalError(
+        raise StorageError(
             f"The backup needs {n_bytes / 1e6:,.0f} MB, and {target.parent.parent} has {free / 1e6:,.0f} MB free. "
             "Make room there, or name a folder on another disk."
         )
@@ -214,14 +212,18 @@ def _free_name(parent: Path, now: datetime) -> Path:
 @contextmanager
 def _alone(parent: Path) -> Iterator[None]:
     """Nobody else writes a backup to this folder, so what is unfinished there was left by a process that is gone."""
-    if not os.access(parent, os.W_OK):
-        raise InputError(f"Backups cannot be written to {parent}: this user may not write there. Name another folder.")
     lock = FileLock(parent / ".nearline-backup.lock", timeout=0, mode=0o600)
     try:
+        parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock.acquire()
     except Timeout:
         raise WarehouseBusyError(
             f"Another backup is being written to {parent}. Let it finish, or name another folder."
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"Backups cannot be written to {parent}: {error.strerror or error}. Name a folder on a disk that this user "
+            "may write to."
         ) from None
     try:
         yield

@@ -15,7 +15,7 @@ from infra.key_store import FOLDER as SERVING
 from infra.key_store import write_private
 from infra.settings import SETTINGS_FILE, Settings, load_settings
 from tasks.domain.backups import Manifest
-from tasks.domain.errors import InputError, TerminalError
+from tasks.domain.errors import InputError, StorageError
 
 STAGED = ".restoring"
 _MOVED = (SETTINGS_FILE, SERVING, "index", "locks", "data_docs", "staging")
@@ -28,7 +28,8 @@ def restore_home(backup: Path, manifest: Manifest, home: Path, finish: Callable[
     """Copy and check every file, run ``finish`` on the home that they make, and move it to ``home``.
 
     The warehouse is moved last: a kill before leaves a home without one, which the next restore clears away. Raises
-    InputError if ``home`` is not empty or the backup is damaged, and TerminalError if the disk is too small.
+    InputError if ``home`` is not empty or the backup is damaged, and StorageError if the disk is too small or refuses
+    something.
     """
     check_empty(home)
     staged = home / STAGED
@@ -44,7 +45,7 @@ def restore_home(backup: Path, manifest: Manifest, home: Path, finish: Callable[
             path.rename(home / path.name)
         sync_folder(home)
     except OSError as error:
-        raise TerminalError(
+        raise StorageError(
             f"Restoring {backup} into {home} was not finished: {error}. See that the disk has room and can be written "
             "to, then run it again."
         ) from error
@@ -88,7 +89,7 @@ def settle_settings(staged: Path) -> Settings:
 def _check_room(manifest: Manifest, home: Path) -> None:
     free = shutil.disk_usage(home).free
     if free < manifest.n_bytes:
-        raise TerminalError(
+        raise StorageError(
             f"The backup holds {manifest.n_bytes / 1e6:,.0f} MB, and {home} has {free / 1e6:,.0f} MB free. Make room "
             "there, or name a folder on another disk."
         )

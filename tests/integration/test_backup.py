@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
+import flows.cli
 import infra.home_backup
 from flows.backups import make_backup, restore_backup, verify_backup
 from infra.key_store import KeyStore
 from infra.settings import load_settings
 from tasks.backup import repeat_erasures
-from tasks.domain.errors import InputError, NotFoundError, TerminalError, WarehouseBusyError
+from tasks.domain.errors import InputError, NotFoundError, StorageError, TerminalError, WarehouseBusyError
 from tasks.domain.online import SlateRequest
 from tasks.erase import erase_user, verify_erasure
 from tasks.export import export_user
@@ -323,7 +324,7 @@ def test_two_backups_to_one_folder_take_turns(small_world, tmp_path):
 def test_a_disk_that_is_too_small_is_said_before(small_world, tmp_path, monkeypatch):
     usage = infra.home_backup.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(infra.home_backup.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(TerminalError, match="MB free"):
+    with pytest.raises(StorageError, match="MB free"):
         back_up(small_world, tmp_path / "copies")
     assert not list((tmp_path / "copies").glob("nearline-*"))
 
@@ -343,3 +344,53 @@ def test_maintenance_meanwhile_does_no_harm(small_world, tmp_path, disturbed):
     assert verify_backup(made.folder)[2] == []
     with world.resources.warehouse(read_only=True) as warehouse:
         assert made.snapshot == warehouse.latest_snapshot()
+
+
+def test_a_catalog_in_postgresql_is_left_to_its_own_tools(small_world, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEARLINE_WAREHOUSE__CATALOG_URL", "postgresql://someone:secret@127.0.0.1:1/lake")
+    settings = load_settings(home=small_world.resources.home)
+    with pytest.raises(InputError, match=r"pg_dump .* then a copy of the folder") as refused:
+        make_backup(settings, tmp_path / "copies", now=small_world.tick())
+    assert "secret" not in str(refused.value)
+
+
+def test_files_that_lay_outside_the_home_are_restored_into_it(small_world, tmp_path, monkeypatch):
+    world, outside = small_world, tmp_path / "outside"
+    (world.resources.home / "warehouse" / "data").rename(outside)
+    (world.resources.home / "nearline.toml").write_text(f'[warehouse]\ndata_path = "{outside}"\n')
+    settings = load_settings(home=world.resources.home)
+    made = make_backup(settings, tmp_path / "copies", now=world.tick())
+    outside.rename(tmp_path / "gone")
+    _, restored = restore(world, made.folder, tmp_path / "new")
+    assert restored.settings.warehouse.data_path is None
+    assert counts(restored)["raw_events"] > 0
+    monkeypatch.setenv("NEARLINE_WAREHOUSE__DATA_PATH", str(outside))
+    with pytest.raises(InputError, match="name another place"):
+        restore(world, made.folder, tmp_path / "other")
+    assert not list((tmp_path / "other").iterdir())
+
+
+def test_the_commands_say_what_they_did(small_world, tmp_path, monkeypatch, capsys):
+    def nearline(*arguments):
+        monkeypatch.setattr(sys, "argv", ["nearline", *map(str, arguments)])
+        try:
+            code = flows.cli.main()
+        except SystemExit as end:
+            code = end.code
+        return code, capsys.readouterr()
+
+    monkeypatch.setenv("NEARLINE_HOME", str(small_world.resources.home))
+    code, said = nearline("backup", tmp_path / "copies", "--json")
+    made = json.loads(said.out)
+    assert (code, made["n_rows"]) == (0, sum(counts(small_world.resources).values()))
+    code, said = nearline("backup", tmp_path / "copies", "--verify")
+    assert code == 0 and "is whole" in said.out
+    code, said = nearline("migrate")
+    assert code == 0 and "Nothing to do" in said.out
+    code, said = nearline("restore", tmp_path / "copies", "--home", tmp_path / "new")
+    assert code == 0 and f"export NEARLINE_HOME={tmp_path / 'new'}" in said.out.replace("\n", "")
+    code, said = nearline("restore", tmp_path / "copies", "--home", tmp_path / "new")
+    assert code == 2 and "not empty" in said.err
+    (Path(made["folder"]) / "warehouse" / "catalog.sqlite").write_bytes(b"")
+    code, said = nearline("backup", tmp_path / "copies", "--verify")
+    assert code == 1 and "is damaged" in said.out
