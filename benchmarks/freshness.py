@@ -127,7 +127,8 @@ class _Probes:
         quantiles = np.percentile(self.next_seconds, [50, 95, 99]) * 1000 if self.next_seconds else [0, 0, 0]
         p50, p95, p99 = (round(float(q), 1) for q in quantiles)
         return {
-            "probes": len(self.seen), "refused": self.refused, "seen": round(float(np.mean(self.seen)), 4) if self.seen else None,
+            "probes": len(self.seen), "refused": self.refused,
+            "seen": round(float(np.mean(self.seen)), 4) if self.seen else None,
             "p50_ms": p50, "p95_ms": p95, "p99_ms": p99,
         }  # fmt: skip
 
