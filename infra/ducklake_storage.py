@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -96,7 +96,11 @@ class LakeStorage:
             return
         if holder in _HOLDERS:
             raise TerminalError("A commit was begun inside a commit. Use the transaction that is open already.")
-        with self._locked():
+        try:
+            held = self.locked("write", self._busy_seconds)
+        except TimeoutError:
+            raise self._busy("write to", "another process held the write lock") from None
+        with held:
             _HOLDERS.add(holder)
             try:
                 yield
@@ -113,6 +117,13 @@ class LakeStorage:
                 yield
             finally:
                 _EXCLUSIVE.discard(holder)
+
+    def locked(self, name: str, seconds: float) -> AbstractContextManager[object]:
+        """A lock that is held from now on. Raises TimeoutError if another process keeps it for so long."""
+        held = ExitStack()
+        with writing(f"Locking the warehouse in {self._folder}"):
+            self.retried(lambda: held.enter_context(self._catalog.lock(name, seconds)), "lock")
+        return held
 
     def compact_catalog(self) -> bool:
         """Write the catalog anew without what was deleted from it; False if other processes keep it busy."""
@@ -186,19 +197,6 @@ class LakeStorage:
         finally:
             give_back(connection, "lake")
 
-    def _locked(self) -> ExitStack:
-        held = ExitStack()
-
-        def take() -> None:
-            held.enter_context(self._catalog.lock("write", self._busy_seconds))
-
-        try:
-            with writing(f"Writing to the warehouse in {self._folder}"):
-                self.retried(take, "write to")
-        except TimeoutError:
-            raise self._busy("write to", "another process held the write lock") from None
-        return held
-
     def _busy(self, verb: str, why: str) -> WarehouseBusyError:
         return WarehouseBusyError(
             f"Could not {verb} the warehouse in {self._catalog.place} within {self._busy_seconds:g} s: {why}. "
@@ -211,6 +209,15 @@ class LakeStorage:
             f"answer within {self._busy_seconds:g} s: {_first_line(why.rpartition(': connection to ')[2])}. Look "
             "whether it runs and can be reached from here, then run this again."
         )
+
+
+def shared_lock(folder: Path, settings: WarehouseSettings, name: str, seconds: float) -> AbstractContextManager[object]:
+    """A lock among all processes that share the catalog, held from now on: a file in ``folder``, or one of the
+    PostgreSQL server. Raises TimeoutError when it stays taken, StorageError and WarehouseUnavailableError."""
+    if settings.catalog_url is None:
+        with writing(f"Making the folder {folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
+    return LakeStorage(folder, settings).locked(name, seconds)
 
 
 def translated(error: duckdb.Error) -> NearlineError:

@@ -91,6 +91,12 @@ class LocalResources:
 
         return pseudonym(load_salt(self.home), user_id)
 
+    def lock(self, name: str, seconds: float) -> AbstractContextManager[object]:
+        """A locked file in ``home/locks``, or a lock of the PostgreSQL server that holds the warehouse's catalog."""
+        from infra.ducklake_storage import shared_lock
+
+        return shared_lock(self.home / "locks", self.settings.warehouse, name, seconds)
+
     def warehouse(self, *, read_only: bool = False) -> AbstractContextManager[Warehouse]:
         """The DuckLake in ``home/warehouse``."""
         from infra.ducklake_warehouse import open_warehouse

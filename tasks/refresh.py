@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from filelock import FileLock, Timeout
 
 from tasks.change_feed import Feed, load_rows, without_settled
 from tasks.change_feed import read_feed as read_feed
@@ -103,24 +102,19 @@ def refresh_users(
 
 @contextmanager
 def refreshing(resources: Resources, version: str) -> Iterator[None]:
-    """Keep every other refresh of ``version`` in this home away; waits for one that runs.
+    """Keep every other refresh of ``version`` away; waits for one that runs.
 
     Raises WarehouseBusyError if that does not end within ``LOCK_SECONDS``. The lock of a process that dies is free.
     """
-    folder = resources.home / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"refresh-{version}.lock", timeout=LOCK_SECONDS)
     try:
-        lock.acquire()
-    except Timeout:
+        held = resources.lock(f"refresh-{version}", LOCK_SECONDS)
+    except TimeoutError:
         raise WarehouseBusyError(
             f"Version {version} was to be refreshed, and another refresh of it has run for {LOCK_SECONDS:g} s. "
             "Let it finish, or end its process: what it has committed stays, and the next refresh does the rest."
         ) from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def serving_version(index: VectorIndex) -> str:

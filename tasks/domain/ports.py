@@ -283,6 +283,10 @@ class Resources(Protocol):
     def gate_limits(self) -> Mapping[str, float]:
         """Limits of the gates by name, for the checks that say ``$name``."""
 
+    def lock(self, name: str, seconds: float) -> AbstractContextManager[object]:
+        """What one process at a time holds among all that share the warehouse: from the call on, until the context ends
+        or the process dies. Waits for ``seconds``, then raises TimeoutError."""
+
     def watchdog_findings(self, now: datetime) -> tuple[Problem, ...]:
         """What the watchdog of this home found in the last minute: a stalled schedule, a held slot, a lost worker."""
 
