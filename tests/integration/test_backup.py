@@ -1,6 +1,7 @@
 """A home is copied while others write, made again elsewhere, and nothing that was killed or damaged looks whole."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 import flows.cli
 import infra.home_backup
-from flows.backups import make_backup, restore_backup, verify_backup
+from flows.backups import make_backup, migrate_home, restore_backup, verify_backup
 from infra.key_store import KeyStore
 from infra.settings import load_settings
 from tasks.backup import repeat_erasures
@@ -394,3 +395,36 @@ def test_the_commands_say_what_they_did(small_world, tmp_path, monkeypatch, caps
     (Path(made["folder"]) / "warehouse" / "catalog.sqlite").write_bytes(b"")
     code, said = nearline("backup", tmp_path / "copies", "--verify")
     assert code == 1 and "is damaged" in said.out
+
+
+@pytest.mark.server
+def test_a_catalog_in_postgresql_comes_back_from_its_dump_and_the_files(postgres, tmp_path, monkeypatch):
+    def resources_on(database):
+        monkeypatch.setenv("NEARLINE_WAREHOUSE__CATALOG_URL", postgres.url(database))
+        return SmallResources(load_settings(home=tmp_path / "var"))
+
+    monkeypatch.setenv("NEARLINE_WAREHOUSE__DATA_PATH", str(tmp_path / "files"))
+    first, second = postgres.new_database(), postgres.new_database()
+    world = SmallWorld(resources_on(first))
+    world.add_events(*(world.event("u00", "i00") for _ in range(600)), world.event("u01", "i01"))
+    world.add_events(world.event("u02", "i02"))  # a row in the catalog beside a file
+    before = counts(world.resources)
+    copied = tmp_path / "catalog.dump"
+    subprocess.run(
+        [postgres.programs / "pg_dump", "--format=custom", f"--file={copied}", postgres.url(first)], check=True
+    )
+    shutil.copytree(tmp_path / "files", tmp_path / "kept")
+
+    shutil.rmtree(tmp_path / "files")
+    shutil.copytree(tmp_path / "kept", tmp_path / "files")
+    subprocess.run([postgres.programs / "pg_restore", f"--dbname={postgres.url(second)}", copied], check=True)
+
+    restored = resources_on(second)
+    assert before["raw_events"] == 602 and counts(restored) == before
+    with restored.warehouse() as warehouse:
+        warehouse.commit(lambda transaction: transaction.execute("alter table watermarks drop column texts_snapshot"))
+    with pytest.raises(InputError, match="pg_dump"):
+        migrate_home(restored.settings, now=world.tick())
+    report = migrate_home(restored.settings, now=world.tick(), with_backup=False)
+    assert report.done == ("added the columns watermarks.texts_snapshot",)
+    assert counts(restored) == before
