@@ -12,12 +12,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from infra.math_threads import VARIABLES as MATH_THREAD_VARIABLES
 from infra.settings import ComputeSettings
-from tasks.domain.errors import ComputeLostError
+from tasks.domain.errors import ComputeLostError, SettingsError
 from tasks.domain.ports import Compute
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ logger = logging.getLogger(__name__)
 def open_compute(settings: ComputeSettings) -> Iterator[Compute]:
     """Workers for one fan-out; a LocalCluster is stopped at the end, an external scheduler is left as it was.
 
-    Raises ComputeLostError if the scheduler cannot be reached or no worker comes.
+    Raises ComputeLostError if the scheduler cannot be reached or no worker comes, SettingsError for an address that is
+    none.
     """
     import dask
     from distributed import Client
@@ -45,15 +47,37 @@ def open_compute(settings: ComputeSettings) -> Iterator[Compute]:
         stack.enter_context(dask.config.set({"distributed.scheduler.no-workers-timeout": f"{_NO_WORKERS_SECONDS}s"}))
         address = settings.scheduler_address or stack.enter_context(_local_cluster(settings))
         try:
+            if settings.scheduler_address:
+                _greet(settings.scheduler_address)
             client = stack.enter_context(Client(address, set_as_default=False, timeout=_NO_WORKERS_SECONDS))
             client.wait_for_workers(1, timeout=_NO_WORKERS_SECONDS)
         except (OSError, TimeoutError) as error:
             raise ComputeLostError(
                 f"No Dask worker came within {_NO_WORKERS_SECONDS} s at {settings.scheduler_address or 'this machine'} "
-                f"({error}). Look at the output of the workers or of the scheduler. The setting "
+                f"({error or 'it does not answer'}). Look at the output of the workers or of the scheduler. The setting "
                 "NEARLINE_COMPUTE__SCHEDULER_ADDRESS names a scheduler; without it workers are started here."
             ) from error
+        except ValueError as error:
+            raise SettingsError(
+                f"compute.scheduler_address is {address!r}, which is no address of a Dask scheduler: {error}. Give one "
+                "such as tcp://localhost:8786, or leave it empty: then workers are started here."
+            ) from error
         yield DaskCompute(client)
+
+
+def _greet(address: str) -> None:
+    """Raises OSError or TimeoutError if nothing answers as Dask does. The client's own greeting has no timeout: it
+    would wait for ever at an address that takes connections and says nothing."""
+    from distributed import Security
+    from distributed.comm.core import connect
+
+    async def greet() -> None:
+        arguments = Security().get_connection_args("client")
+        comm = await asyncio.wait_for(connect(address, timeout=_NO_WORKERS_SECONDS, **arguments), _NO_WORKERS_SECONDS)
+        await comm.close()
+
+    with ThreadPoolExecutor(1) as thread:  # the caller's own may run an event loop
+        thread.submit(asyncio.run, greet()).result()
 
 
 class DaskCompute:

@@ -38,7 +38,7 @@ from infra.qdrant_points import (
     with_ids,
 )
 from infra.settings import IndexSettings
-from tasks.domain.errors import IndexUnavailableError, NotFoundError, TerminalError
+from tasks.domain.errors import IndexUnavailableError, NotFoundError, SettingsError, TerminalError
 from tasks.domain.records import Hit, IndexFilter, ItemPayload, UserPayload
 
 Floats = npt.NDArray[np.float32]
@@ -320,12 +320,19 @@ def open_folder(folder: Path) -> QdrantIndex:
 def open_server(settings: IndexSettings) -> QdrantIndex:
     """A client of the server at ``settings.url``.
 
-    Raises IndexUnavailableError if it does not answer, TerminalError if it refuses the key or is too old.
+    Raises IndexUnavailableError if it does not answer, TerminalError if it refuses the key or is too old, SettingsError
+    for an address that is none.
     """
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    client = QdrantClient(
-        url=settings.url, api_key=key, timeout=math.ceil(settings.timeout_seconds), check_compatibility=False
-    )
+    try:
+        client = QdrantClient(
+            url=settings.url, api_key=key, timeout=math.ceil(settings.timeout_seconds), check_compatibility=False
+        )
+    except ValueError as error:
+        raise SettingsError(
+            f"index.url is {settings.url!r}, which is no address of a Qdrant server: {error}. Give one such as "
+            "http://localhost:6333, or leave it empty for Qdrant's local mode."
+        ) from error
     index = QdrantIndex(client, str(settings.url))
     try:
         _check_server(index, client)
