@@ -54,8 +54,8 @@ def open_compute(settings: ComputeSettings) -> Iterator[Compute]:
         except (OSError, TimeoutError) as error:
             raise ComputeLostError(
                 f"No Dask worker came within {_NO_WORKERS_SECONDS} s at {settings.scheduler_address or 'this machine'} "
-                f"({error or 'it does not answer'}). Look at the output of the workers or of the scheduler. The setting "
-                "NEARLINE_COMPUTE__SCHEDULER_ADDRESS names a scheduler; without it workers are started here."
+                f"({error or 'it does not answer'}). Look at the output of the workers or of the scheduler. The "
+                "setting NEARLINE_COMPUTE__SCHEDULER_ADDRESS names a scheduler; without it workers are started here."
             ) from error
         except ValueError as error:
             raise SettingsError(
