@@ -31,6 +31,7 @@ from tasks.domain.errors import (
     WarehouseBusyError,
     WarehouseUnavailableError,
 )
+from tasks.progress import step
 
 _HOLDERS: set[tuple[int, str]] = set()
 _EXCLUSIVE: set[tuple[int, str]] = set()
@@ -180,7 +181,7 @@ class LakeStorage:
         with self.write_lock():
             if self._catalog.is_whole():
                 return
-            with self._catalog.making() as catalog, self._instance(catalog) as connection:
+            with self._catalog.making() as catalog, self._instance(catalog) as connection, step("make the tables"):
                 create_layout(connection)
 
     @contextmanager

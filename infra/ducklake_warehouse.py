@@ -18,6 +18,7 @@ from infra.migrations import check_layout
 from infra.settings import WarehouseSettings
 from tasks.domain.errors import InputError, NotFoundError, TerminalError
 from tasks.domain.ports import Transaction, Warehouse
+from tasks.progress import step
 from warehouse.catalog import Contract, contracts
 
 T = TypeVar("T")
@@ -108,7 +109,8 @@ class DuckLakeWarehouse:
         with self._storage.write_lock(), self._cursor() as cursor:
 
             def call(sql: str, parameters: Mapping[str, object] | None = None) -> pa.Table:
-                return self._storage.retried(lambda: _fetch(cursor, sql, parameters), "purge")
+                with step("purge"):
+                    return self._storage.retried(lambda: _fetch(cursor, sql, parameters), "purge")
 
             call("call ducklake_flush_inlined_data('lake')")
             rewritten = call("call ducklake_rewrite_data_files('lake', delete_threshold => 0)")
@@ -146,7 +148,8 @@ class DuckLakeWarehouse:
         with self._storage.write_lock(), self._cursor() as cursor:
 
             def call(sql: str, parameters: Mapping[str, object] | None = None) -> pa.Table:
-                return self._storage.retried(lambda: _fetch(cursor, sql, parameters), "maintain")
+                with step("maintain"):
+                    return self._storage.retried(lambda: _fetch(cursor, sql, parameters), "maintain")
 
             flushed = call("call ducklake_flush_inlined_data('lake')")
             merged = call("call ducklake_merge_adjacent_files('lake')")
@@ -172,7 +175,8 @@ class DuckLakeWarehouse:
         cursor.execute("begin")
         try:
             result = work(transaction)
-            self._storage.finish(cursor)
+            with step("commit"):
+                self._storage.finish(cursor)
         except BaseException:
             with contextlib.suppress(duckdb.Error):
                 cursor.execute("rollback")
@@ -246,7 +250,8 @@ class DuckLakeTransaction:
         """
         before = self._count(table)
         for path in paths:
-            own = self._storage.adopt(table, path)
+            with step("adopt a file"):
+                own = self._storage.adopt(table, path)
             self._files.append(own)
             self.execute(
                 "call ducklake_add_data_files('lake', $table, $path, allow_missing => true)",

@@ -40,6 +40,7 @@ from infra.qdrant_points import (
 from infra.settings import IndexSettings
 from tasks.domain.errors import IndexUnavailableError, NotFoundError, SettingsError, TerminalError
 from tasks.domain.records import Hit, IndexFilter, ItemPayload, UserPayload
+from tasks.progress import step
 
 Floats = npt.NDArray[np.float32]
 
@@ -165,7 +166,7 @@ class QdrantIndex:
         for kind in (ITEMS, USERS):
             target = models.CreateAlias(collection_name=collection_name(kind, version), alias_name=kind)
             operations.append(models.CreateAliasOperation(create_alias=target))
-        with self._asking(f"Switching to version {version!r}", version):
+        with self._asking(f"Switching to version {version!r}", version), step("switch"):
             self._client.update_collection_aliases(operations)
 
     def delete_users(self, user_ids: Sequence[str]) -> int:
@@ -202,11 +203,13 @@ class QdrantIndex:
                 if self._client.collection_exists(name):
                     if self._local is not None:
                         self._local.collections[name].close()
-                    self._client.delete_collection(name)
+                    with step("delete a collection"):
+                        self._client.delete_collection(name)
 
     def _create(self, name: str, vector: str, width: int, graph: models.HnswConfigDiff | None) -> None:
         parameters = {vector: models.VectorParams(size=width, distance=models.Distance.DOT, hnsw_config=graph)}
-        self._client.create_collection(name, vectors_config=parameters)
+        with step("create a collection"):
+            self._client.create_collection(name, vectors_config=parameters)
         if self._local is not None:
             _commit_by_batch(self._local.collections[name])
 
@@ -222,7 +225,7 @@ class QdrantIndex:
 
     def _upsert(self, kind: str, version: str, points: list[models.PointStruct], fence: models.Filter | None) -> None:
         name = collection_name(kind, version)
-        with self._asking(f"Writing {len(points)} {kind} of version {version!r}", version):
+        with self._asking(f"Writing {len(points)} {kind} of version {version!r}", version), step("upsert"):
             self._client.upsert(name, points, wait=True, update_filter=fence)
             if self._local is not None:
                 _sync(self._local.collections[name])

@@ -25,6 +25,7 @@ from tasks.domain.errors import NearlineError, TerminalError
 from tasks.domain.ports import Compute, Floats, Resources, TextEncoder, Transaction, Warehouse
 from tasks.domain.records import Receipt
 from tasks.domain.vectors import lists_from_matrix
+from tasks.progress import step
 from warehouse.catalog import query_sql
 
 T = TypeVar("T")
@@ -293,7 +294,8 @@ def _check_encoder(encoder: TextEncoder, reason: str | None) -> None:
 def _write_whole(rows: pa.Table, path: Path) -> None:
     partial = path.with_suffix(f".partial-{os.getpid()}")
     pq.write_table(rows, partial, compression="zstd")
-    partial.replace(path)
+    with step("keep a partition"):
+        partial.replace(path)
 
 
 def _left_behind(folder: Path) -> list[Path]:

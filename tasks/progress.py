@@ -1,4 +1,7 @@
-"""Tells whoever watches, in this process, what the stages of a run do. It knows nothing of schedulers or consoles."""
+"""Tells whoever watches, in this process, what the stages of a run do, and before and after each of their steps.
+
+It knows nothing of schedulers or consoles.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +31,10 @@ class StageEvent:
 
 Watcher = Callable[[StageEvent], None]
 
+StepWatcher = Callable[[str], None]
+
 _watchers: ContextVar[tuple[Watcher, ...]] = ContextVar("stage_watchers", default=())
+_step_watchers: ContextVar[tuple[StepWatcher, ...]] = ContextVar("step_watchers", default=())
 
 
 @contextmanager
@@ -50,3 +56,27 @@ def tell(event: StageEvent) -> None:
     """Pass an event to everybody who watches."""
     for watcher in _watchers.get():
         watcher(event)
+
+
+@contextmanager
+def watch_steps(watcher: StepWatcher) -> Iterator[None]:
+    """Call ``watcher`` with every step that is taken inside the context, in this process."""
+    token = _step_watchers.set((*_step_watchers.get(), watcher))
+    try:
+        yield
+    finally:
+        _step_watchers.reset(token)
+
+
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    """One change of what a run leaves behind: a commit, a switch, a file that appears.
+
+    Whoever watches hears ``before <name>`` and, unless it failed, ``after <name>``: the moments at which
+    ``benchmarks/kills.py`` ends the process. Nobody watches otherwise.
+    """
+    for watcher in _step_watchers.get():
+        watcher(f"before {name}")
+    yield
+    for watcher in _step_watchers.get():
+        watcher(f"after {name}")
