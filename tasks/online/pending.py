@@ -26,6 +26,9 @@ LOAD_USERS = 1024
 LOOKUP_SHARE, MAX_LOOKUP_PAUSE = 10, 5.0
 """Looking up whether events have moved between users may take one part in so many of the time, and is never put off for
 longer than this, in seconds."""
+AHEAD_SHARE, MAX_AHEAD_PAUSE = 4, 1.0
+"""Folding users whom nobody asks about may take one part in so many of the time, since intake and answers need the
+rest, and is never put off for longer than this, in seconds."""
 RETRY_SECONDS = 0.5
 
 logger = logging.getLogger(__name__)
@@ -102,7 +105,8 @@ class PendingUsers:
         self._asked: dict[str, None] = {}
         self._unchecked: set[str] = set()
         self._moved: dict[str, set[str]] = {}
-        self._next_lookup = 0.0
+        self._next_lookup = self._next_ahead = 0.0
+        self._n_hurried = 0
         self._turn = 0
         self._is_busy = self._is_closed = False
         self._changed = threading.Condition()
@@ -188,9 +192,10 @@ class PendingUsers:
             if user is None:
                 return None
             wanted = max((mark.turn for mark in user.marks), default=0)
-            if user.done < wanted:
+            if user_id in self._dirty:
                 self._asked[user_id] = None
                 self._changed.notify_all()
+            if user.done < wanted:
                 self._changed.wait_for(lambda: user.done >= wanted or self._is_closed, wait_seconds)
             missing = [mark.oldest for mark in user.marks if mark.turn > user.done]
             if user.folded is not None and user.folded.missing_since is not None:
@@ -201,7 +206,12 @@ class PendingUsers:
     def wait_until_folded(self, seconds: float) -> bool:
         """Whether everything that was marked is folded, and looked up, within so long."""
         with self._changed:
-            return self._changed.wait_for(self._is_settled, seconds)
+            self._n_hurried += 1
+            self._changed.notify_all()
+            try:
+                return self._changed.wait_for(self._is_settled, seconds)
+            finally:
+                self._n_hurried -= 1
 
     @property
     def knows_attributes(self) -> bool:
@@ -261,7 +271,7 @@ class PendingUsers:
         with self._changed:
             self._is_busy = False
             self._changed.notify_all()
-            self._changed.wait_for(self._has_work, 0.1 if self._unchecked else None)
+            self._changed.wait_for(self._has_work, 0.1 if self._unchecked or self._dirty else None)
             self._is_busy = True
             user_ids, turn = self._take(), self._turn
             due = time.monotonic() >= self._next_lookup
@@ -277,13 +287,18 @@ class PendingUsers:
 
     def _has_work(self) -> bool:
         lookup_is_due = bool(self._unchecked) and time.monotonic() >= self._next_lookup
-        return self._is_closed or bool(self._dirty) or lookup_is_due
+        return self._is_closed or bool(self._asked) or self._may_fold_ahead() or lookup_is_due
+
+    def _may_fold_ahead(self) -> bool:
+        return bool(self._dirty) and (self._n_hurried > 0 or time.monotonic() >= self._next_ahead)
 
     def _take(self) -> list[str]:
         """Those whom a request waits for first."""
         asked = [user_id for user_id in self._asked if user_id in self._dirty][:FOLD_USERS]
         self._asked.clear()
-        user_ids = asked or list(islice(self._dirty, LOAD_USERS))
+        user_ids = asked
+        if not asked and self._may_fold_ahead():
+            user_ids = list(islice(self._dirty, LOAD_USERS))
         for user_id in user_ids:
             del self._dirty[user_id]
         return user_ids
@@ -304,12 +319,16 @@ class PendingUsers:
                             user.folded, user.done = folded.get(user_id, user.folded), max(user.done, turn)
                     self._changed.notify_all()
                 left = left[FOLD_USERS:]
+                if self._asked:
+                    return  # somebody waits: the others are folded later
         finally:
             with self._changed:
                 self._again([user_id for user_id in left if user_id in self._users])
-        self.counts.n_folds += 1
-        self.counts.n_users += len(user_ids)
-        self.counts.seconds += time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            self._next_ahead = time.monotonic() + min((AHEAD_SHARE - 1) * seconds, MAX_AHEAD_PAUSE)
+            self.counts.n_folds += 1
+            self.counts.n_users += len(user_ids) - len(left)
+            self.counts.seconds += seconds
 
     def _look_up(self, event_ids: set[str]) -> None:
         """Find users whom earlier rows of these events name: a correction may have moved an event."""
