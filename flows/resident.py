@@ -66,7 +66,6 @@ logger = logging.getLogger(__name__)
 def main() -> int:
     """Work until SIGTERM; the exit code is 0."""
     settings = load_settings()
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logger.setLevel(settings.log_level)
     limit_math_threads()
     resources = KeptOpenResources(settings)

@@ -5,7 +5,6 @@ One home has one service. ``<home>/serving/address.json`` says where it answers,
 
 import ipaddress
 import json
-import logging
 import os
 import socket
 import sys
@@ -110,13 +109,6 @@ def serve_online(
             Server(config).run([listener])
     finally:
         _remove_address(settings.home)
-
-
-def write_logs(settings: Settings) -> None:
-    """Log lines to stderr; of other people's packages only warnings, since theirs may hold addresses with ids."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    for name in ("flows", "serving", "infra", "tasks", "warehouse"):
-        logging.getLogger(name).setLevel(settings.log_level)
 
 
 def find_service(home: Path) -> ServiceAddress | None:

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.logs import PREFECT_CONFIG
 from infra.settings import Settings
 from tasks.domain.errors import InputError, TerminalError, TransientError
 
@@ -87,7 +88,9 @@ def prefect_environment(settings: Settings) -> dict[str, str]:
         ),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(int(START_SECONDS)),
+        "PREFECT_LOGGING_CONFIG_PATH": str(PREFECT_CONFIG),
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks,infra",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_OUTPUT": settings.logs.format,
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_DEPLOYMENT_CONCURRENCY_SLOT_WAIT_SECONDS": "5",

@@ -163,6 +163,13 @@ class ServiceSettings(_Section):
     """Memory for histories of users with events that no refresh has covered yet."""
 
 
+class LogSettings(_Section):
+    """Log lines."""
+
+    format: Literal["text", "json"] = "text"
+    """``json``: one object a line, with the ids of the run and of the model version where they are known."""
+
+
 class GateSettings(_Section):
     """Limits of the gates that are not part of a table's contract."""
 
@@ -247,6 +254,8 @@ class Settings(BaseSettings):
     """The refresh."""
     service: ServiceSettings = ServiceSettings()
     """The HTTP service."""
+    logs: LogSettings = LogSettings()
+    """Log lines."""
     gates: GateSettings = GateSettings()
     """The gates."""
     event_types: dict[str, EventTypeSettings] = Field(default_factory=dict)

@@ -98,8 +98,9 @@ def record_checks(
     with resources.warehouse() as warehouse:
         warehouse.commit(write)
     for result in results:
-        if not result.passed and result.severity == "warn":
-            logger.warning("gate=%s %s", gate, _line(result))
+        if not result.passed:  # what was seen stays in gate_results: it may be a value of a row
+            where = (result.table, result.column or "-", result.expectation, result.severity, result.n_failed)
+            logger.warning("gate=%s table=%s column=%s expectation=%s severity=%s failed_rows=%d", gate, *where)
     logger.info("gate=%s run=%s checks=%d stopped=%d", gate, run_id, len(results), len(failed))
     if failed:
         raise GateError(_message(gate, run_id, failed, len(results)))

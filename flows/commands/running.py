@@ -74,11 +74,12 @@ def serve(
     nearline serve
     nearline serve --port 0 --json
     """
-    from flows.serve import ServiceAddress, is_loopback, run_service, write_logs
+    from flows.serve import ServiceAddress, is_loopback, run_service
+    from infra.logs import configure_logs
 
     settings = read_settings()
     host, port = host or settings.service.host, settings.service.port if port is None else port
-    write_logs(settings)
+    configure_logs(settings)
     if not is_loopback(host):
         complain(f"Other machines can reach {host}, and keys and events travel in the clear: put TLS before it.")
 
