@@ -189,7 +189,7 @@ class LakeStorage:
         connection = take_instance()
         try:
             self.retried(lambda: catalog.attach(connection, self._data, options), "open")
-            connection.execute("use lake")
+            self.retried(lambda: connection.execute("use lake"), "open")
         except BaseException:
             connection.close()
             raise
@@ -199,8 +199,9 @@ class LakeStorage:
             give_back(connection, "lake")
 
     def _busy(self, verb: str, why: str) -> WarehouseBusyError:
+        where = f"the warehouse in {self._catalog.place}"
         return WarehouseBusyError(
-            f"Could not {verb} the warehouse in {self._catalog.place} within {self._busy_seconds:g} s: {why}. "
+            f"Could not {verb} {where} within {self._busy_seconds:g} s: {_first_line(why).rstrip('.')}. "  # what follows it may hold rows
             "Let the other job finish and run this again, or wait longer: NEARLINE_WAREHOUSE__BUSY_TIMEOUT_SECONDS."
         )
 

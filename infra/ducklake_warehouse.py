@@ -188,7 +188,8 @@ class DuckLakeWarehouse:
     def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
         cursor = self._connection.cursor()
         try:
-            cursor.execute("set enable_progress_bar = false; set timezone = 'UTC'; use lake")
+            settings = "set enable_progress_bar = false; set timezone = 'UTC'; use lake"  # which asks the catalog
+            self._storage.retried(lambda: cursor.execute(settings), "open")
             yield cursor
         finally:
             cursor.close()

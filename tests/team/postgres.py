@@ -63,12 +63,22 @@ class PostgresServer:
         """End every connection to a database, as a restart of the server would."""
         self.ask(f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{database}'")  # noqa: S608
 
+    @contextmanager
+    def holding(self, database, table):
+        """Somebody else holds a table: every other transaction that asks for it waits."""
+        command = [self.programs / "psql", self.url(database), "-qAt"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            other.stdin.write(f"begin; lock table {table} in access exclusive mode; select 'held';\n")
+            other.stdin.flush()
+            assert other.stdout.readline() == "held\n"
+            yield
+            other.communicate("rollback;\n")
+
     def ask(self, *statements, database="postgres"):
         """What the server's administrator is told, by line."""
-        command = [self.programs / "psql", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-d", database]
-        environment = {**os.environ, "PGPASSWORD": PASSWORD, "PGCONNECT_TIMEOUT": "10"}
-        command += ["-v", "ON_ERROR_STOP=1", "-qAt", *(part for statement in statements for part in ("-c", statement))]
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+        command = [self.programs / "psql", self.url(database, "postgres"), "-v", "ON_ERROR_STOP=1", "-qAt"]
+        command += [part for statement in statements for part in ("-c", statement)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert ended.returncode == 0, ended.stderr
         return ended.stdout.splitlines()
 
@@ -110,7 +120,7 @@ def _served(programs, folder, who):
         server.ask(f"create role {OWNER} login password '{literal}'")
         yield server
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
