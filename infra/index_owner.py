@@ -148,9 +148,10 @@ def _acquire(folder: Path) -> _Held | None:
             try:
                 from infra.qdrant_index import open_folder
 
-                for leftover in folder.glob(f"{OWNER_FILE}.*"):
-                    leftover.unlink()
-                _write_owner(folder, _Owner(os.getpid()))
+                with writing(f"Opening the index folder {folder}"):
+                    for leftover in folder.glob(f"{OWNER_FILE}.*"):
+                        leftover.unlink()
+                    _write_owner(folder, _Owner(os.getpid()))
                 _held[key] = _Held(open_folder(folder / DATA_FOLDER), lock, folder)
             except BaseException:
                 lock.release()

@@ -194,3 +194,38 @@ def test_building_again_changes_nothing_and_says_so(world):
     assert world.read("from fct_interactions order by all") == before
     world.bring("events", [event("u9", "i1")])
     assert not world.build().reused
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'user_id,item_id,event_type,occurred_at\nu,"i1,like,2026-01-01\nu,i2,like,2026-01-01\nu,"i1",like,2026-01-01\n',
+        b'user_id,item_id,event_type,occurred_at\nu,"the "red" one",like,2026-01-01\n',
+    ],
+    ids=["left open", "within a value"],
+)
+def test_a_wrong_quote_swallows_no_row(world, content):
+    with pytest.raises(InputError, match="a double quote in line 2"):
+        world.bring("events", content, name="quotes.csv")
+    assert world.read("select count(*) as n from raw_events") == [{"n": GOOD}]
+
+
+def test_rows_in_single_quotes_are_set_aside_where_they_fall_apart(world):
+    good = "".join(f"u{n},i1,like,2026-01-01\n" for n in range(20))
+    rows = f"user_id,item_id,event_type,occurred_at\n{good}'u,v',i1,like,2026-01-01\n"
+    receipt = world.bring("events", rows.encode(), name="single.csv")
+    assert (receipt.n_in, receipt.n_out) == (21, 20)
+    (row,) = world.read("select reason from quarantine")
+    assert row["reason"] == "the row has 5 values where the header has 4 columns"
+
+
+def test_an_item_that_changes_the_case_of_its_id_is_another_item(world):
+    world.bring("items", [item("Film-1", "One"), item("film-1", "One")])
+    world.bring("events", [event("u1", "Film-1"), event("u1", "FILM-1")])
+    world.build()
+    rows = world.read("select item_id from stg_items where lower(item_id) = 'film-1' order by item_id")
+    assert [row["item_id"] for row in rows] == ["Film-1", "film-1"]
+    liked = world.read("select item_id from fct_interactions where lower(item_id) = 'film-1'")
+    assert liked == [{"item_id": "Film-1"}], "the event of FILM-1 waits for an item of that name"
+    (warned,) = [result for result in world.check() if not result.passed]
+    assert (warned.column, warned.severity) == ("unknown_item_share", "warn")
