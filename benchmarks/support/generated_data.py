@@ -40,13 +40,24 @@ def generate_interactions(n_interactions: int, *, seed: int = 0) -> sparse.csr_m
     n_users, n_items = n_interactions // USERS_EVERY + 1, n_interactions // ITEMS_EVERY + 4 * _FEWEST
     rng = np.random.default_rng(seed)
     activity = _activity(n_users, n_items, n_interactions, rng)
-    indptr = np.concatenate([[0], np.cumsum(activity)])
-    item_of_place, reach, group_ends = _popularity(n_items, rng)
-    indices = np.empty(indptr[-1], np.int32)
-    _draw(indptr, item_of_place, reach, group_ends, np.uint64(rng.integers(2**63)), indices)
-    ones = np.ones(len(indices), np.float32)
-    kind = np.int32 if indptr[-1] < np.iinfo(np.int32).max else np.int64
-    return sparse.csr_matrix((ones, indices, indptr.astype(kind)), shape=(n_users, n_items))
+    return _draw_rows(activity, *_popularity(n_items, rng), rng)
+
+
+def draw_interactions(
+    activity: npt.NDArray[np.int64],
+    popularity: npt.NDArray[np.float64],
+    group: npt.NDArray[np.int64],
+    rng: np.random.Generator,
+) -> sparse.csr_matrix:
+    """As ``generate_interactions``, for users and items that are given: (n_users, n_items) CSR.
+
+    ``activity`` (n_users,) is how many items each user takes, at most half of them; ``popularity`` (n_items,) their
+    weights, ``group`` (n_items,) the group of each, from 0. Nobody takes an item twice, so the head of the popularity
+    comes out flatter than it is given.
+    """
+    order = np.argsort(group, kind="stable")
+    group_ends = np.cumsum(np.bincount(group))
+    return _draw_rows(activity, order.astype(np.int32), np.cumsum(popularity[order]), group_ends, rng)
 
 
 def _activity(n_users: int, n_items: int, n_interactions: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -66,6 +77,21 @@ def _popularity(
     order = np.argsort(group, kind="stable")
     name = rng.permutation(n_items).astype(np.int32)  # ids say nothing of popularity
     return name[order], np.cumsum(popularity[order]), np.cumsum(np.bincount(group, minlength=_N_GROUPS))
+
+
+def _draw_rows(
+    activity: npt.NDArray[np.int64],
+    item_of_place: npt.NDArray[np.int32],
+    reach: npt.NDArray[np.float64],
+    group_ends: npt.NDArray[np.int64],
+    rng: np.random.Generator,
+) -> sparse.csr_matrix:
+    indptr = np.concatenate([[0], np.cumsum(activity)])
+    indices = np.empty(indptr[-1], np.int32)
+    _draw(indptr, item_of_place, reach, group_ends, np.uint64(rng.integers(2**63)), indices)
+    ones = np.ones(len(indices), np.float32)
+    kind = np.int32 if indptr[-1] < np.iinfo(np.int32).max else np.int64
+    return sparse.csr_matrix((ones, indices, indptr.astype(kind)), shape=(len(activity), len(item_of_place)))
 
 
 @njit(cache=True, nogil=True)
