@@ -9,6 +9,7 @@ import pytest
 
 from tasks.maintain import run_maintenance
 from tasks.publish import publish_version, rebuild_index, reconcile, rollback
+from tests.conftest import copied_world
 
 SCRIPT = """
 import os, signal, sys
@@ -60,6 +61,20 @@ raise SystemExit("was not killed")
 """
 
 
+@pytest.fixture(scope="session")
+def third_home(published_home, tmp_path_factory):
+    """Built once: ``v3`` is trained and not published, ``v2`` serves."""
+    world = copied_world(published_home, tmp_path_factory.mktemp("third") / "var")
+    world.train("v3")
+    return world
+
+
+@pytest.fixture
+def third_version(third_home, tmp_path):
+    """A copy of the world in which ``v3`` waits for its publication."""
+    return copied_world(third_home, tmp_path / "var")
+
+
 def _killed(world, moment: str, command: str) -> None:
     arguments = [str(world.resources.home), world.tick().isoformat(), moment, command]
     done = subprocess.run(
@@ -79,37 +94,34 @@ PUBLISH = "publish_version(resources, 'v3', now=now)"
 
 
 @pytest.mark.parametrize("moment", ["half created", "items written", "half caught up", "before the switch"])
-def test_a_kill_before_the_switch_leaves_the_old_version(two_versions, assert_whole, moment):
-    two_versions.train("v3")
-    two_versions.add_events(two_versions.event("u03", "i05"))
+def test_a_kill_before_the_switch_leaves_the_old_version(third_version, assert_whole, moment):
+    third_version.add_events(third_version.event("u03", "i05"))
 
-    _killed(two_versions, moment, PUBLISH)
+    _killed(third_version, moment, PUBLISH)
 
-    with two_versions.resources.index() as index:
+    with third_version.resources.index() as index:
         assert index.serving_version() == "v2"
-    assert reconcile(two_versions.resources, now=two_versions.tick()) is None
-    assert_whole(two_versions, "v2")
-    assert _publications(two_versions) == BEFORE
-    publish_version(two_versions.resources, "v3", now=two_versions.tick())
-    assert_whole(two_versions, "v3")
-    assert _publications(two_versions) == [*BEFORE, ("publish", "v3", "v2")]
+    assert reconcile(third_version.resources, now=third_version.tick()) is None
+    assert_whole(third_version, "v2")
+    assert _publications(third_version) == BEFORE
+    publish_version(third_version.resources, "v3", now=third_version.tick())
+    assert_whole(third_version, "v3")
+    assert _publications(third_version) == [*BEFORE, ("publish", "v3", "v2")]
 
 
-def test_a_kill_between_the_switch_and_its_record_is_recorded_by_the_next_run(two_versions, assert_whole):
-    two_versions.train("v3")
+def test_a_kill_between_the_switch_and_its_record_is_recorded_by_the_next_run(third_version, assert_whole):
+    _killed(third_version, "after the switch", PUBLISH)
 
-    _killed(two_versions, "after the switch", PUBLISH)
-
-    assert_whole(two_versions, "v3")
-    assert _publications(two_versions) == BEFORE
-    receipt = publish_version(two_versions.resources, "v3", now=two_versions.tick())
+    assert_whole(third_version, "v3")
+    assert _publications(third_version) == BEFORE
+    receipt = publish_version(third_version.resources, "v3", now=third_version.tick())
     assert receipt.reused
-    assert _publications(two_versions) == [*BEFORE, ("reconcile", "v3", "v2")]
-    with two_versions.resources.warehouse(read_only=True) as warehouse:
+    assert _publications(third_version) == [*BEFORE, ("reconcile", "v3", "v2")]
+    with third_version.resources.warehouse(read_only=True) as warehouse:
         states = warehouse.read("select state from model_versions where version = 'v3'")["state"].to_pylist()
     assert states == ["published"]
-    rollback(two_versions.resources, now=two_versions.tick())
-    assert_whole(two_versions, "v2")
+    rollback(third_version.resources, now=third_version.tick())
+    assert_whole(third_version, "v2")
 
 
 @pytest.mark.parametrize("moment", ["before the switch", "after the switch"])
@@ -135,17 +147,16 @@ def test_a_kill_while_a_lost_index_is_made_again(two_versions, assert_whole, mom
     assert_whole(two_versions, "v2")
 
 
-def test_a_kill_between_the_collections_and_the_rows_of_a_dropped_version(two_versions, assert_whole):
-    two_versions.train("v3")
-    publish_version(two_versions.resources, "v3", now=two_versions.tick())
-    two_versions.clock = two_versions.clock.replace(hour=23)
+def test_a_kill_between_the_collections_and_the_rows_of_a_dropped_version(third_version, assert_whole):
+    publish_version(third_version.resources, "v3", now=third_version.tick())
+    third_version.clock = third_version.clock.replace(hour=23)
 
-    _killed(two_versions, "dropped", "run_maintenance(resources, now=now)")
+    _killed(third_version, "dropped", "run_maintenance(resources, now=now)")
 
-    with two_versions.resources.index() as index:
+    with third_version.resources.index() as index:
         assert index.versions() == ["v2", "v3"]
-    run_maintenance(two_versions.resources, now=two_versions.tick())
-    with two_versions.resources.warehouse(read_only=True) as warehouse:
+    run_maintenance(third_version.resources, now=third_version.tick())
+    with third_version.resources.warehouse(read_only=True) as warehouse:
         left = warehouse.read("select distinct version from item_factors order by version")["version"].to_pylist()
     assert left == ["v2", "v3"]
-    assert_whole(two_versions, "v3")
+    assert_whole(third_version, "v3")

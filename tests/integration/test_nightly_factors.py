@@ -11,6 +11,7 @@ from tasks.progress import watch_stages
 from tasks.publish import publish_version
 from tasks.train import WARM_SWEEPS, learn_version, plan_version, refit_version
 from tasks.transform import build_models
+from tests.conftest import copied_world
 
 
 def night(world, resources=None):
@@ -21,6 +22,21 @@ def night(world, resources=None):
     receipts = [step(resources, plan, now=world.tick()) for step in (learn_version, refit_version)]
     publish_version(resources, plan.version, now=world.tick())
     return plan.version, *receipts
+
+
+@pytest.fixture(scope="session")
+def first_night_home(trained_home, tmp_path_factory):
+    """Built once: the small world after its first night, and what that night returned."""
+    _, built = trained_home
+    world = copied_world(built, tmp_path_factory.mktemp("night") / "var")
+    return world, night(world)
+
+
+@pytest.fixture
+def first_night(first_night_home, tmp_path):
+    """A copy of it, and what the night returned."""
+    built, outcome = first_night_home
+    return copied_world(built, tmp_path / "var"), outcome
 
 
 def sweeps(world, version):
@@ -35,20 +51,20 @@ def with_factors(world, **changes):
     return replace(world.resources, settings=settings.model_copy(update={"factors": FactorSettings(**changes)}))
 
 
-def test_the_second_night_goes_on_from_the_first(small_world):
-    first, _, cold = night(small_world)
-    small_world.add_events(small_world.event("u03", "i05"), small_world.event("newcomer", "i05"))
-    second, learned, warm = night(small_world)
+def test_the_second_night_goes_on_from_the_first(first_night):
+    world, (first, _, cold) = first_night
+    world.add_events(world.event("u03", "i05"), world.event("newcomer", "i05"))
+    second, learned, warm = night(world)
     assert "from" not in cold.note
     assert f"{WARM_SWEEPS} sweeps from {first}" in warm.note
     assert "sweeps are best" in learned.note
-    rows = sweeps(small_world, second)
+    rows = sweeps(world, second)
     assert [row["sweep"] for row in rows if row["fit"] == "refit"] == list(range(1, WARM_SWEEPS + 1))
     assert {row["started_from"] for row in rows if row["fit"] == "refit"} == {first}
     assert {row["started_from"] for row in rows if row["fit"] == "learn"} == {None}
-    earlier = [row["loss"] for row in sweeps(small_world, first) if row["fit"] == "refit"]
+    earlier = [row["loss"] for row in sweeps(world, first) if row["fit"] == "refit"]
     assert rows[-1]["loss"] == pytest.approx(earlier[-1], rel=0.1)
-    with small_world.resources.warehouse(read_only=True) as warehouse:
+    with world.resources.warehouse(read_only=True) as warehouse:
         before, after = (load_item_space(warehouse, version).factors for version in (first, second))
         newcomer = warehouse.read(
             "select factors from user_factors where version = $v and user_id = 'newcomer'", {"v": second}
@@ -58,26 +74,26 @@ def test_the_second_night_goes_on_from_the_first(small_world):
     assert any(newcomer)
 
 
-def test_other_parameters_or_the_setting_start_anew(small_world):
-    night(small_world)
-    small_world.add_events(small_world.event("u03", "i05"))
-    _, _, changed = night(small_world, with_factors(small_world, n_factors=5))
+def test_other_parameters_or_the_setting_start_anew(first_night):
+    world, _ = first_night
+    world.add_events(world.event("u03", "i05"))
+    _, _, changed = night(world, with_factors(world, n_factors=5))
     assert "from" not in changed.note
-    small_world.add_events(small_world.event("u04", "i05"))
-    _, _, anew = night(small_world, with_factors(small_world, n_factors=5, warm_start=False))
+    world.add_events(world.event("u04", "i05"))
+    _, _, anew = night(world, with_factors(world, n_factors=5, warm_start=False))
     assert "from" not in anew.note
-    small_world.add_events(small_world.event("u05", "i05"))
-    _, _, warm = night(small_world, with_factors(small_world, n_factors=5))
+    world.add_events(world.event("u05", "i05"))
+    _, _, warm = night(world, with_factors(world, n_factors=5))
     assert "sweeps from" in warm.note
 
 
-def test_what_arrives_after_the_first_training_is_new(small_world):
-    first, *_ = night(small_world)
-    small_world.clock = small_world.clock.replace(year=small_world.clock.year + 1)
-    small_world.add_items(("new", "space robot alien", True))
-    small_world.add_events(small_world.event("u03", "i05"))
-    second, *_ = night(small_world)
-    with small_world.resources.warehouse(read_only=True) as warehouse:
+def test_what_arrives_after_the_first_training_is_new(first_night):
+    world, (first, *_) = first_night
+    world.clock = world.clock.replace(year=world.clock.year + 1)
+    world.add_items(("new", "space robot alien", True))
+    world.add_events(world.event("u03", "i05"))
+    second, *_ = night(world)
+    with world.resources.warehouse(read_only=True) as warehouse:
         old, spaces = load_item_space(warehouse, first), load_item_space(warehouse, second)
     assert (old.weights.exposure == 1).all()
     is_new = np.arange(len(spaces.item_ids)) == spaces.index["new"]
@@ -95,18 +111,16 @@ def test_whoever_watches_hears_of_every_sweep(small_world):
         assert told.count(stage) == len([row for row in rows if row["fit"] == fit]) > 0
 
 
-def test_running_the_last_fit_again_changes_nothing(small_world):
-    night(small_world)
-    small_world.add_events(small_world.event("u03", "i05"))
-    build_models(small_world.resources, now=small_world.tick())
-    plan = plan_version(small_world.resources, now=small_world.tick())
-    learn_version(small_world.resources, plan, now=small_world.tick())
+def test_running_the_last_fit_again_changes_nothing(first_night):
+    world, _ = first_night
+    world.add_events(world.event("u03", "i05"))
+    build_models(world.resources, now=world.tick())
+    plan = plan_version(world.resources, now=world.tick())
+    learn_version(world.resources, plan, now=world.tick())
     found = []
     for _ in range(2):
-        refit_version(small_world.resources, plan, now=small_world.tick())
-        with small_world.resources.warehouse(read_only=True) as warehouse:
+        refit_version(world.resources, plan, now=world.tick())
+        with world.resources.warehouse(read_only=True) as warehouse:
             found.append(load_item_space(warehouse, plan.version).factors)
     assert np.array_equal(*found)
-    assert len(sweeps(small_world, plan.version)) == len(
-        {(r["fit"], r["sweep"]) for r in sweeps(small_world, plan.version)}
-    )
+    assert len(sweeps(world, plan.version)) == len({(r["fit"], r["sweep"]) for r in sweeps(world, plan.version)})

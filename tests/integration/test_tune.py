@@ -359,6 +359,41 @@ def choosing(chosen_home, tmp_path, monkeypatch):
     return copied(built, tmp_path / "chosen"), outcome
 
 
+@pytest.fixture(scope="session")
+def plain_home(chosen_home, tmp_path_factory):
+    """Built once: after that study, a version with the parameters of the settings serves."""
+    built, outcome = chosen_home
+    world = copied(built, tmp_path_factory.mktemp("plain") / "var")
+    plan = train(world, plan_version(world.resources, now=world.tick(), use_tuned=False))
+    publish_version(world.resources, plan.version, now=world.tick())
+    return world, outcome, plan
+
+
+@pytest.fixture
+def plain(plain_home, tmp_path):
+    """A copy of it, the study's outcome and the plan of the version that serves."""
+    built, outcome, plan = plain_home
+    return copied(built, tmp_path / "plain"), outcome, plan
+
+
+@pytest.fixture(scope="session")
+def served_choice_home(chosen_home, tmp_path_factory):
+    """Built once: after that study, a version with its choice serves."""
+    built, outcome = chosen_home
+    world = copied(built, tmp_path_factory.mktemp("served") / "var")
+    plan = train(world, plan_version(world.resources, now=world.tick(), choice=outcome.choice))
+    publish_version(world.resources, plan.version, now=world.tick())
+    return world, outcome
+
+
+@pytest.fixture
+def served_choice(served_choice_home, tmp_path, monkeypatch):
+    """A copy of it, the study's outcome, and the next choice is as easy."""
+    make_choices_easy(monkeypatch)
+    built, outcome = served_choice_home
+    return copied(built, tmp_path / "served"), outcome
+
+
 def make_choices_easy(patch):
     """The best proposal is chosen, however small the difference."""
     patch.setattr(tasks.tune, "is_better", lambda difference: True)
@@ -388,12 +423,9 @@ def test_a_choice_is_a_row_with_its_paired_difference(choosing):
     assert row["n_users"] == 40
 
 
-def test_a_choice_is_in_force_only_while_a_version_with_it_serves(choosing):
+def test_a_choice_is_in_force_only_while_a_version_with_it_serves(plain):
     """Trained is not enough; published is; the next night keeps it; a rollback takes it back."""
-    world, outcome = choosing
-    first = train(world, plan_version(world.resources, now=world.tick(), use_tuned=False))
-    publish_version(world.resources, first.version, now=world.tick())
-
+    world, outcome, first = plain
     tuned = train(world, plan_version(world.resources, now=world.tick(), choice=outcome.choice))
     values = read_values(recipe_of(world, tuned.version))
     (row,) = read(world, "select parameters from factor_choices")
@@ -414,10 +446,8 @@ def test_a_choice_is_in_force_only_while_a_version_with_it_serves(choosing):
     assert plan_version(world.resources, now=world.tick()).choice is None
 
 
-def test_without_use_tuned_the_version_and_those_after_it_have_the_parameters_of_the_settings(choosing):
-    world, outcome = choosing
-    tuned = train(world, plan_version(world.resources, now=world.tick(), choice=outcome.choice))
-    publish_version(world.resources, tuned.version, now=world.tick())
+def test_without_use_tuned_the_version_and_those_after_it_have_the_parameters_of_the_settings(served_choice):
+    world, _ = served_choice
     plain = plan_version(world.resources, now=world.tick(), use_tuned=False)
     assert plain.unchanged is None
     publish_version(world.resources, train(world, plain).version, now=world.tick())
@@ -458,10 +488,8 @@ def test_an_unknown_choice_is_named(world):
         plan_version(world.resources, now=world.tick(), choice="nothing-7")
 
 
-def test_what_is_in_force_is_measured_after_the_defaults_and_has_to_be_beaten(choosing):
-    world, outcome = choosing
-    tuned = train(world, plan_version(world.resources, now=world.tick(), choice=outcome.choice))
-    publish_version(world.resources, tuned.version, now=world.tick())
+def test_what_is_in_force_is_measured_after_the_defaults_and_has_to_be_beaten(served_choice):
+    world, outcome = served_choice
     again = tune(world, max_trials=6)
     assert again.study == outcome.study, "a publication is no new data"
     assert (again.choice, f"{again.study}-{again.in_force}") == (None, outcome.choice)
@@ -471,10 +499,8 @@ def test_what_is_in_force_is_measured_after_the_defaults_and_has_to_be_beaten(ch
     assert [trial.origin for trial in second][:2] == ["defaults", "current"]
 
 
-def test_a_version_with_a_choice_is_judged_beside_the_serving_one(choosing):
-    world, outcome = choosing
-    first = train(world, plan_version(world.resources, now=world.tick(), use_tuned=False))
-    publish_version(world.resources, first.version, now=world.tick())
+def test_a_version_with_a_choice_is_judged_beside_the_serving_one(plain):
+    world, outcome, first = plain
     plan = plan_version(world.resources, now=world.tick(), choice=outcome.choice)
     learn_version(world.resources, plan, now=world.tick())
     report = evaluate_version(world.resources, plan, now=world.tick())
