@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
+from flows.clock import utc_now
 from flows.run_context import run_id
 from flows.tuning_report import trials_table, write_picture
 from tasks.domain.errors import GateError, NearlineError
@@ -26,6 +28,7 @@ from tasks.domain.ports import Resources
 from tasks.domain.records import NearlineRun, Receipt
 from tasks.domain.watchdog import FINDINGS
 from tasks.progress import StageEvent, watch_stages
+from tasks.run_records import FAILED, FlowRun, record_run
 from tasks.trial_table import load_trials
 from tasks.tune import StudyOutcome
 from warehouse.catalog import query_sql
@@ -78,6 +81,9 @@ class RunReport:
     stages: list[StageEvent] = field(default_factory=list)
     version: str | None = None
     began: float = field(default_factory=time.perf_counter)
+    started_at: datetime = field(default_factory=utc_now)
+    outcome: str = SKIPPED
+    error: str | None = None
 
     def watch(self, event: StageEvent) -> None:
         """Keep what a stage tells at its end."""
@@ -91,7 +97,7 @@ class RunReport:
         did something is called Completed, and one that had nothing to do stays out of the way as Skipped. Prefect hands
         the summary inside the state to whoever called the flow.
         """
-        seconds = time.perf_counter() - self.began
+        self.outcome, seconds = outcome, time.perf_counter() - self.began
         receipts = tuple(receipt for stage in self.stages for receipt in stage.receipts)
         summary = RunSummary(self.flow, outcome, message, self.version, seconds, receipts)
         get_run_logger().info(
@@ -152,16 +158,30 @@ class RunReport:
         with get_client(sync_client=True) as client:
             client.update_flow_run(UUID(run_id()), tags=sorted(tags))
 
-    def gate_stopped(self, message: str) -> None:
-        """Announce that a gate stopped the run."""
+    def gate_stopped(self) -> None:
+        """Announce that a gate stopped the run: which checks failed and what to do, but nothing that a row holds."""
         failed = [row for row in self._gate_rows() if not row["passed"] and row["severity"] == "stop"]
         gate = failed[0]["gate"] if failed else "ingest"
-        checks = [f"{row['table_name']}: {row['expectation']}" for row in failed]
         announce(
             "nearline.gate.stopped",
             f"nearline.gate.{gate}",
-            {"flow": self.flow, "gate": gate, "checks": checks, "message": message[:2000]},
+            {
+                "flow": self.flow,
+                "gate": gate,
+                "checks": [f"{row['table_name']}: {row['expectation']}" for row in failed],
+                "advice": " ".join(dict.fromkeys(row["advice"] for row in failed if row["advice"]))[:2000],
+            },
         )
+
+    def failed(self, error: Exception) -> None:
+        """The run ends with this error."""
+        self.outcome, self.error = FAILED, type(error).__name__
+
+    def record(self) -> None:
+        """Keep how the run ended, unless there was nothing to do."""
+        if self.outcome != SKIPPED:
+            ended = (self.outcome, self.error, self.version, self.started_at, utc_now())
+            record_run(self.resources, FlowRun(run_id(), self.flow, *ended), self.stages)
 
     def show_stages(self) -> None:
         """The tables that every run leaves."""
@@ -187,10 +207,13 @@ def report_run(flow: str, resources: Resources) -> Iterator[RunReport]:
     with watch_stages(report.watch):
         try:
             yield report
-        except GateError as error:
-            _quietly(report.gate_stopped, str(error))
+        except Exception as error:
+            report.failed(error)
+            if isinstance(error, GateError):
+                _quietly(report.gate_stopped)
             raise
         finally:
+            _quietly(report.record)
             _quietly(report.show_stages)
 
 
@@ -201,12 +224,12 @@ def announce(event: str, resource: str, payload: dict[str, Any]) -> None:
     emit_event(event, resource={"prefect.resource.id": resource, "prefect.resource.name": resource}, payload=values)
 
 
-def _quietly(report: Callable[..., None], *arguments: str) -> None:
+def _quietly(report: Callable[[], None]) -> None:
     """A report that cannot be written must not hide how the run ended."""
     try:
-        report(*arguments)
+        report()
     except NearlineError as error:
-        get_run_logger().warning(f"report_failed reason={str(error)!r}")
+        get_run_logger().warning(f"report_failed error={type(error).__name__}")
 
 
 def _table(key: str, rows: list[dict[str, Any]], preface: str = "") -> None:

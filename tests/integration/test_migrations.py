@@ -80,7 +80,7 @@ def test_steps_are_numbered_without_a_gap():
 @pytest.mark.parametrize("read_only", [True, False])
 def test_opening_it_changes_nothing_and_says_what_to_do(old_home, read_only):
     message = (
-        r"has layout 1, .* needs layout \d.*the tables erasures, refresh_requests and the columns .*nearline migrate"
+        r"has layout 1, .* needs layout \d.*the tables erasures, .*refresh_requests and the columns .*nearline migrate"
     )
     before = sizes(old_home)
     with pytest.raises(MigrationNeededError, match=message), SmallResources(old_home).warehouse(read_only=read_only):
