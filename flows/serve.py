@@ -25,6 +25,7 @@ from tasks.domain.errors import InputError, TerminalError
 
 if TYPE_CHECKING:
     from serving.desk import Online
+    from serving.figures import KeptFigures
 
 FOLDER, ADDRESS_FILE, LOCK_FILE = "serving", "address.json", "serve.lock"
 GRACE_SECONDS = 10
@@ -94,7 +95,8 @@ def serve_online(
             _write_address(settings.home, address)
             on_ready(address)
 
-    app = create_app(online, settings=settings.service, keys=KeyStore(settings.home))
+    figures = _kept_figures(settings)
+    app = create_app(online, settings=settings.service, keys=KeyStore(settings.home), figures=figures.current)
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -109,6 +111,20 @@ def serve_online(
             Server(config).run([listener])
     finally:
         _remove_address(settings.home)
+        figures.close()
+
+
+def _kept_figures(settings: Settings) -> "KeptFigures":
+    """The figures for the metrics; the first are read now, so that they are there when somebody asks."""
+    from flows.clock import utc_now
+    from infra.resources import build_resources
+    from serving.figures import KeptFigures
+    from tasks.figures import load_figures
+
+    resources = build_resources(settings)
+    figures = KeptFigures(lambda: load_figures(resources, now=utc_now()))
+    figures.current()
+    return figures
 
 
 def find_service(home: Path) -> ServiceAddress | None:

@@ -22,20 +22,27 @@ from serving.metrics import Metrics
 from serving.openapi import describe
 from serving.reference_page import router as reference_page
 from serving.routes import router
+from tasks.figures import Figures
 
 N_READING, N_WRITING = 24, 96
 """Threads. A write waits for its commit, and a read may wait for a user's newest events: neither computes meanwhile."""
 
 
 def create_app(
-    online: Online, *, settings: ServiceSettings, keys: Keys, clock: Callable[[], datetime] | None = None
+    online: Online,
+    *,
+    settings: ServiceSettings,
+    keys: Keys,
+    clock: Callable[[], datetime] | None = None,
+    figures: Callable[[], Figures | None] = lambda: None,
 ) -> FastAPI:
-    """The application. ``clock`` gives the time, aware and UTC, that keys are compared with."""
+    """The application. ``clock`` gives the time, aware and UTC, that keys are compared with; ``figures`` gives those of
+    the warehouse at once."""
     desk = Desk(
         online=online,
         settings=settings,
         access=Access(keys, settings.requests_per_second, clock or _utc_now),
-        metrics=Metrics(online.stats),
+        metrics=Metrics(online.stats, figures),
         lanes={
             "reads": Lane("reads", N_READING, 2 * N_READING),
             "writes": Lane("writes", N_WRITING, N_WRITING),
