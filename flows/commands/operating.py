@@ -1,5 +1,5 @@
-"""Commands for who keeps it running: what serves, the settings, an earlier version, a new index. They know nothing of
-how a version is made.
+"""Commands for who keeps it running: what serves, notifications, the settings, an earlier version, a new index. They
+know nothing of how a version is made.
 """
 
 from dataclasses import asdict
@@ -26,6 +26,35 @@ def status(as_json: Json = False) -> None:
         write_json({**asdict(found), **about, "findings": [asdict(problem) for problem in findings]})
     else:
         make_console().print(status_page(found, settings.home, url, runs, findings))
+
+
+def automations(
+    notify: Annotated[str, typer.Option(metavar="TYPE/NAME", help="The notification block, as slack-webhook/team.")],
+    show: Annotated[bool, typer.Option("--print", help="Print the file for prefect automation create.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Be told when a gate stopped a run, or when the loop is in trouble: automations on the Prefect server.
+
+    It makes them on the server of PREFECT_API_URL or of `nearline up`, or changes those of the same names. Whom they
+    tell is a notification block of that server (docs/operations.md says how to make one).
+
+    \b
+    nearline automations --notify slack-webhook/operators
+    nearline automations --notify custom-webhook/pager --print > automations.yaml
+    """
+    from infra.prefect_server import connect_prefect
+
+    with connect_prefect(read_settings()):
+        from flows.automations import apply_automations, automations_text
+
+        if show:
+            typer.echo(automations_text(notify), nl=False)
+            return
+        names = apply_automations(notify)
+    if as_json:
+        write_json(names)
+    else:
+        make_console().print(f"{notify} is told by {', '.join(names)}.", markup=False, highlight=False, soft_wrap=True)
 
 
 def rollback(
