@@ -181,8 +181,18 @@ class LakeStorage:
         with self.write_lock():
             if self._catalog.is_whole():
                 return
+            self._check_no_files()
             with self._catalog.making() as catalog, self._instance(catalog) as connection, step("make the tables"):
                 create_layout(connection)
+
+    def _check_no_files(self) -> None:
+        """A new lake would take the files of an older one for its own rubbish, and maintenance would delete them."""
+        if next(self._data.rglob("*.parquet"), None) is not None:
+            raise TerminalError(
+                f"A warehouse was to be made in {self._catalog.place}, and {self._data} holds files of another one. "
+                "If its catalog was lost, restore it (docs/backup.md); for a new warehouse name a new folder: "
+                "NEARLINE_WAREHOUSE__DATA_PATH."
+            )
 
     @contextmanager
     def _instance(self, catalog: LakeCatalog, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -199,9 +209,9 @@ class LakeStorage:
             give_back(connection, "lake")
 
     def _busy(self, verb: str, why: str) -> WarehouseBusyError:
-        where = f"the warehouse in {self._catalog.place}"
+        reason = _first_line(why).rstrip(".")  # the other lines may hold rows
         return WarehouseBusyError(
-            f"Could not {verb} {where} within {self._busy_seconds:g} s: {_first_line(why).rstrip('.')}. "  # what follows it may hold rows
+            f"Could not {verb} the warehouse in {self._catalog.place} within {self._busy_seconds:g} s: {reason}. "
             "Let the other job finish and run this again, or wait longer: NEARLINE_WAREHOUSE__BUSY_TIMEOUT_SECONDS."
         )
 

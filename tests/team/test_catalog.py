@@ -14,7 +14,13 @@ import pytest
 from infra.ducklake_warehouse import open_warehouse
 from infra.lake_catalogs import lake_catalog
 from infra.settings import WarehouseSettings
-from tasks.domain.errors import NearlineError, SettingsError, WarehouseBusyError, WarehouseUnavailableError
+from tasks.domain.errors import (
+    NearlineError,
+    SettingsError,
+    TerminalError,
+    WarehouseBusyError,
+    WarehouseUnavailableError,
+)
 from tests.conftest import NOW
 from tests.team.postgres import OWNER, PASSWORD
 
@@ -217,6 +223,8 @@ def test_a_catalog_of_other_files_is_not_taken(url, tmp_path):
     with open_warehouse(tmp_path / "two", own) as warehouse:
         append(warehouse, *(f"v{n}" for n in range(600)))
     assert list((tmp_path / "one" / "data").rglob("*.parquet"))
+    with pytest.raises(TerminalError, match="holds files of another one"):
+        opened(tmp_path / "one", WarehouseSettings())
 
 
 def test_strange_values_come_back_from_the_catalog_as_they_were(url, tmp_path):
