@@ -19,6 +19,7 @@ from jsonschema import Draft202012Validator
 from prefect.cli._app import _app as prefect
 
 from flows.cli import app
+from infra.catalog_address import CatalogAddress, parse_catalog_url
 from infra.prefect_server import prefect_environment
 from infra.settings import Settings, load_settings, setting_names, setting_variable
 
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load(TEXT)
 SERVICES = COMPOSE["services"]
-SECRETS = {"POSTGRES_PASSWORD", "QDRANT_API_KEY", "PREFECT_PASSWORD"}
+SECRETS = {"POSTGRES_PASSWORD", "CATALOG_PASSWORD", "QDRANT_API_KEY", "PREFECT_PASSWORD"}
 OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("nearline:")}
 
 
@@ -72,8 +73,9 @@ def test_nothing_starts_without_every_secret_and_none_is_written_down():
     assert all(":?" in use for use in re.findall(r"\$\{[^}]*\}", TEXT))
     assert not re.search(r"\$[A-Za-z]", TEXT)
     for (name, variable), value in variables("").items():
-        if re.search("PASSWORD|KEY|AUTH|SECRET", variable):
-            assert re.fullmatch(r"(nearline:)?\$\{\w+:\?[^}]+\}", value), (name, variable)
+        if re.search("PASSWORD|KEY|AUTH|SECRET|CATALOG_URL", variable):
+            secret = r"(postgresql://)?(nearline:)?\$\{\w+:\?[^}]+\}(@postgres:5432/nearline)?"
+            assert re.fullmatch(secret, value), (name, variable)
 
 
 def test_only_loopback_is_published():
@@ -109,10 +111,18 @@ def test_our_variables_are_settings_and_pass_their_checks(monkeypatch):
     ours = variables("NEARLINE_")
     assert {variable for _, variable in ours} <= known
     for (_, variable), value in ours.items():
-        monkeypatch.setenv(variable, value)
+        monkeypatch.setenv(variable, re.sub(r"\$\{[^}]+\}", "0123abcd", value))
     settings = load_settings()
     assert settings.index.url == "http://qdrant:6333"
     assert settings.compute.scheduler_address == "tcp://dask-scheduler:8786"
+    assert settings.warehouse.data_path == Path("/state/lake")
+    catalog = parse_catalog_url(settings.warehouse.catalog_url.get_secret_value())
+    assert catalog == CatalogAddress("postgres", 5432, "nearline", "nearline", "0123abcd")
+
+
+def test_files_that_are_mounted_exist():
+    mounted = [v.split(":") for service in SERVICES.values() for v in service.get("volumes", ()) if v.startswith(".")]
+    assert mounted and all((ROOT / source).is_file() and mode == "ro" for source, _, mode in mounted)
 
 
 def test_variables_of_prefect_are_its_settings():
