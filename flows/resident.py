@@ -32,7 +32,6 @@ from prefect.states import Cancelled, Crashed, Pending
 from flows.clock import utc_now
 from flows.deployments import RESIDENT_POOL
 from flows.run_context import share_resources
-from flows.run_report import SKIPPED
 from flows.stopping import stop_on_signals
 from infra.kept_open import KeptOpenResources
 from infra.loop_files import Beat, process_lives, read_beat, write_beat
@@ -41,6 +40,7 @@ from infra.prefect_events import emit
 from infra.settings import Settings, load_settings
 from tasks.domain.errors import NearlineError
 from tasks.domain.fold_in import load_kernels
+from tasks.run_records import SKIPPED
 from tasks.status import Waiting, load_serving_version, load_waiting
 
 POLL_SECONDS = 1.0

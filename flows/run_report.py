@@ -28,7 +28,7 @@ from tasks.domain.ports import Resources
 from tasks.domain.records import NearlineRun, Receipt
 from tasks.domain.watchdog import FINDINGS
 from tasks.progress import StageEvent, watch_stages
-from tasks.run_records import FAILED, FlowRun, record_run
+from tasks.run_records import FAILED, SKIPPED, FlowRun, record_run
 from tasks.trial_table import load_trials
 from tasks.tune import StudyOutcome
 from warehouse.catalog import query_sql
@@ -45,9 +45,6 @@ ARTIFACTS = {
     "tuning-plot": "How the best value came about, and each parameter against NDCG@10.",
 }
 """Keys of the artifacts and what they show; the keys never change, so that the UI has a history of each."""
-
-SKIPPED = "Skipped"
-"""Name of the state of a run that had nothing to do."""
 
 EVENTS = (
     "nearline.version.published",
@@ -178,10 +175,9 @@ class RunReport:
         self.outcome, self.error = FAILED, type(error).__name__
 
     def record(self) -> None:
-        """Keep how the run ended, unless there was nothing to do."""
-        if self.outcome != SKIPPED:
-            ended = (self.outcome, self.error, self.version, self.started_at, utc_now())
-            record_run(self.resources, FlowRun(run_id(), self.flow, *ended), self.stages)
+        """Keep how the run ended."""
+        ended = (self.outcome, self.error, self.version, self.started_at, utc_now())
+        record_run(self.resources, FlowRun(run_id(), self.flow, *ended), self.stages)
 
     def show_stages(self) -> None:
         """The tables that every run leaves."""

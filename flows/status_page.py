@@ -10,7 +10,7 @@ from rich.text import Text
 
 from infra.prefect_server import try_connect_prefect
 from infra.settings import Settings
-from tasks.domain.online import Problem
+from tasks.needs import Need, verdict
 from tasks.status import FailedCheck, PlatformStatus
 
 if TYPE_CHECKING:
@@ -32,22 +32,28 @@ def status_page(
     home: Path,
     ui_url: str | None,
     runs: "Sequence[RecentRun]",
-    findings: Sequence[Problem] = (),
+    needs: Sequence[Need] = (),
 ) -> Group:
-    """Everything a person needs at one look, the next step last."""
+    """Everything a person needs at one look: the verdict, what needs them with what to run, then the facts."""
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
     for name, value in _facts(status, home, ui_url):
         facts.add_row(name, Text(value))
-    parts: list[Table | Text] = [facts]
-    for problem in findings:
-        parts.append(Text.assemble("\n", (f"{problem.name}: ", "bold red"), f"{problem.text} {problem.advice}"))
+    parts: list[Table | Text] = [*_verdict(status, needs), facts]
     if runs:
         parts += [Text("\nLast runs", style="bold"), _runs_table(runs)]
     if status.failed_checks:
         parts += [Text("\nChecks that failed last", style="bold"), _checks_table(status.failed_checks)]
-    parts.append(Text.assemble("\n", ("Next: ", "bold"), status.next_step))
     return Group(*parts)
+
+
+def _verdict(status: PlatformStatus, needs: Sequence[Need]) -> list[Table | Text]:
+    lines: list[Table | Text] = [Text(verdict(status, needs), style="bold red" if needs else "bold green")]
+    for number, need in enumerate(needs):
+        if number:
+            lines.append(Text(f"Also: {need.text}", style="bold"))
+        lines += [Text(f"  {need.advice}"), Text.assemble("  Next: ", (need.command, "bold"))]
+    return [*lines, Text("")]
 
 
 def _facts(status: PlatformStatus, home: Path, ui_url: str | None) -> list[tuple[str, str]]:

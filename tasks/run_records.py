@@ -6,13 +6,18 @@ A run that failed keeps the type of its error and not the message, which may hol
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import pyarrow as pa
 
 from tasks.domain.ports import Resources, Transaction
 from tasks.progress import StageEvent
+from warehouse.catalog import query_sql
 
-FAILED = "Failed"
+FAILED, SKIPPED = "Failed", "Skipped"
+
+_WELL: set[tuple[Path, str]] = set()
+"""By home and flow: its last recorded run did not fail, as far as this process knows."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,14 @@ class FlowRun:
 
 
 def record_run(resources: Resources, run: FlowRun, stages: Sequence[StageEvent]) -> None:
-    """Write a run with its stages, in place of an earlier record of the same run."""
+    """Write a run with its stages, in place of an earlier record of the same run.
+
+    A run that had nothing to do is only written after one that failed, which it says is over.
+    """
+    flow = resources.home, run.flow
+    if run.outcome == SKIPPED and (flow in _WELL or not _failed_last(resources, run.flow)):
+        _WELL.add(flow)
+        return
     runs = pa.Table.from_pylist([vars(run)])
     rows = [_stage_row(run, position, stage) for position, stage in enumerate(stages, start=1)]
 
@@ -40,6 +52,13 @@ def record_run(resources: Resources, run: FlowRun, stages: Sequence[StageEvent])
 
     with resources.warehouse() as warehouse:
         warehouse.commit(write)
+    (_WELL.discard if run.outcome == FAILED else _WELL.add)(flow)
+
+
+def _failed_last(resources: Resources, flow: str) -> bool:
+    with resources.warehouse(read_only=True) as warehouse:
+        rows = warehouse.read(query_sql("last_flow_runs")).to_pylist()
+    return any(row["flow"] == flow and row["outcome"] == FAILED for row in rows)
 
 
 def _stage_row(run: FlowRun, position: int, stage: StageEvent) -> dict[str, object]:

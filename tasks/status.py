@@ -10,6 +10,7 @@ from typing import Any
 
 from tasks.domain.errors import IndexUnavailableError
 from tasks.domain.ports import Resources, Warehouse
+from tasks.figures import FlowFigures, load_flow_figures
 from warehouse.catalog import query_sql
 
 
@@ -66,7 +67,7 @@ class PlatformStatus:
 
     ``n_waiting_events`` are events that came after the watermark of the serving version and are in no profile yet, and
     ``oldest_waiting_seconds`` is the age of the first of them; None if nothing serves, or nothing waits. ``index`` says
-    whether the vector index answers and what it holds; ``next_step`` says what a person should do now.
+    in words whether the vector index answers and what it holds. ``flows`` are the last runs that did something.
     """
 
     serving_version: str | None
@@ -80,19 +81,20 @@ class PlatformStatus:
     last_hour: RecentRefreshes
     failed_checks: tuple[FailedCheck, ...]
     index: str
-    next_step: str
+    index_answers: bool = True
+    flows: tuple[FlowFigures, ...] = ()
 
 
 def load_status(resources: Resources, *, now: datetime) -> PlatformStatus:
     """Read the status; a part that cannot be read is named in its place."""
-    serving, index = _look_at_index(resources)
+    serving, index, answers = _look_at_index(resources)
     with resources.warehouse(read_only=True) as warehouse:
         rows = warehouse.read(query_sql("table_sizes")).to_pylist()
         published = warehouse.read(query_sql("last_publication")).to_pylist()
         waiting = load_waiting(warehouse, serving)
         sizes = {row["table_name"]: int(row["n_rows"]) for row in rows}
         refresh, last_hour = _last_refresh(warehouse), _last_hour(warehouse, now)
-        failed = _failed_checks(warehouse)
+        failed, flows = _failed_checks(warehouse), load_flow_figures(warehouse)
     published_at = published[0]["published_at"] if published else None
     return PlatformStatus(
         serving_version=serving,
@@ -106,7 +108,8 @@ def load_status(resources: Resources, *, now: datetime) -> PlatformStatus:
         last_hour=last_hour,
         failed_checks=failed,
         index=index,
-        next_step=_next_step(serving, published_at, sizes, waiting.n_events if waiting else None, failed),
+        index_answers=answers,
+        flows=flows,
     )
 
 
@@ -125,16 +128,16 @@ def load_waiting(warehouse: Warehouse, version: str | None) -> Waiting | None:
     return Waiting(marks[0], row["n_events"], row["oldest_at"])
 
 
-def _look_at_index(resources: Resources) -> tuple[str | None, str]:
+def _look_at_index(resources: Resources) -> tuple[str | None, str, bool]:
     try:
         with resources.index() as index:
             serving = index.serving_version()
             if serving is None:
-                return None, "answers; nothing serves"
+                return None, "answers; nothing serves", True
             n_items, n_users = index.count(serving)
-            return serving, f"answers; {n_items:,} items, {n_users:,} users, {len(index.versions())} versions"
+            return serving, f"answers; {n_items:,} items, {n_users:,} users, {len(index.versions())} versions", True
     except IndexUnavailableError as error:
-        return None, f"does not answer: {error}"
+        return None, f"does not answer: {error}", False
 
 
 def _last_hour(warehouse: Warehouse, now: datetime) -> RecentRefreshes:
@@ -150,26 +153,3 @@ def _last_refresh(warehouse: Warehouse) -> Refresh | None:
 def _failed_checks(warehouse: Warehouse) -> tuple[FailedCheck, ...]:
     rows: list[dict[str, Any]] = warehouse.read(query_sql("recent_failed_checks")).to_pylist()
     return tuple(FailedCheck(**row) for row in rows)
-
-
-def _next_step(
-    serving: str | None,
-    published_at: datetime | None,
-    sizes: Mapping[str, int],
-    n_waiting: int | None,
-    failed: tuple[FailedCheck, ...],
-) -> str:
-    """The first thing that is missing."""
-    stops = [c for c in failed if c.severity == "stop" and (published_at is None or c.checked_at > published_at)]
-    if not sizes["raw_items"] or not sizes["raw_events"]:
-        missing = "items" if not sizes["raw_items"] else "events"
-        return f"There are no {missing} yet: nearline import {missing} PATH, or nearline demo for a first look."
-    if stops:
-        return f"A gate stopped a run ({stops[0].gate}, {stops[0].table}): {stops[0].advice}"
-    if serving is None and published_at is not None:
-        return "Nothing serves, though the warehouse has a published version: nearline rebuild-index"
-    if serving is None:
-        return "Nothing is published yet: nearline run daily_batch"
-    if n_waiting:
-        return "There are events that no profile holds yet: nearline run nearline (nearline up does so every 15 s)."
-    return "Nothing to do. nearline recommend --user ID --explain shows what a user gets and why."

@@ -12,20 +12,32 @@ from flows.commands.terminal import Json, make_console, open_resources, read_set
 
 
 def status(as_json: Json = False) -> None:
-    """What serves and how fresh it is, what failed last, and what to do next."""
+    """Whether all is well, and if not, what needs you and the command to run next; then the facts.
+
+    What serves and how fresh it is, the last runs, and the checks that failed last. The exit code is 0 either way; a
+    program reads `well` and `needs` of --json.
+    """
     from flows.status_page import find_recent_runs, status_page
     from infra.loop_files import read_findings
+    from tasks.needs import Around, judge_needs, verdict
     from tasks.status import load_status
 
-    resources, settings = open_resources()
-    found = load_status(resources, now=utc_now())
-    findings = read_findings(settings.home, utc_now())
+    (resources, settings), now = open_resources(), utc_now()
+    found = load_status(resources, now=now)
+    findings = read_findings(settings.home, now)
     url, runs = find_recent_runs(settings)
-    if as_json:
-        about = {"home": settings.home, "ui": url, "last_runs": [asdict(run) for run in runs]}
-        write_json({**asdict(found), **about, "findings": [asdict(problem) for problem in findings]})
-    else:
-        make_console().print(status_page(found, settings.home, url, runs, findings))
+    crashed = [run.flow for run in runs if run.state == "Crashed"]
+    allowed = settings.nearline.stalled_after_seconds
+    around = Around(str(settings.home), url is not None, findings, crashed, stalled_after_seconds=allowed)
+    needs = judge_needs(found, around, now=now)
+    if not as_json:
+        make_console().print(status_page(found, settings.home, url, runs, needs))
+        return
+    judged = {"well": not needs, "verdict": verdict(found, needs), "needs": [asdict(need) for need in needs]}
+    about = {"home": settings.home, "ui": url, "last_runs": [asdict(run) for run in runs]}
+    next_step = f"{needs[0].text} {needs[0].advice} {needs[0].command}" if needs else "Nothing to do."
+    told = [asdict(problem) for problem in findings]
+    write_json({**judged, **asdict(found), "next_step": next_step, **about, "findings": told})
 
 
 def automations(
