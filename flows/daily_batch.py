@@ -11,7 +11,7 @@ from pydantic import Field
 from flows.clock import utc_now
 from flows.run_context import absolute_paths, open_resources, run_id
 from flows.run_report import RunSummary, report_run
-from flows.stages import prepare, publish, recommend, train
+from flows.stages import finish, prepare, publish, recommend, train
 from infra.settings import Settings
 from tasks.domain.mappings import SourceKind
 from tasks.domain.ports import Resources
@@ -50,10 +50,11 @@ def daily_batch(
         prepare(resources)
         plan = plan_version(resources, now=utc_now(), use_tuned=use_tuned)
         if plan.unchanged and not force_retrain:
-            return report.close("Unchanged", f"Nothing has changed since {plan.unchanged}, which still serves.")
+            message = f"Nothing has changed since {plan.unchanged}, which still serves."
+            return report.close("Unchanged", message + finish(resources, plan.unchanged, slate_length))
         train(resources, settings, plan, report)
         message = publish(resources, settings, plan, report)
-        recommend(resources, plan, slate_length)
+        recommend(resources, plan.version, slate_length)
         return report.close("Published", message)
 
 

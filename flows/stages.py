@@ -24,6 +24,7 @@ from tasks.prefect_tasks import (
     write_slates,
 )
 from tasks.progress import progress_of
+from tasks.slates import has_slates
 from tasks.train import VersionPlan
 
 
@@ -55,7 +56,15 @@ def publish(resources: Resources, settings: Settings, plan: VersionPlan, report:
     return report.published(plan.version)
 
 
-def recommend(resources: Resources, plan: VersionPlan, slate_length: int) -> None:
+def recommend(resources: Resources, version: str, slate_length: int) -> None:
     """Store everybody's slate for those who read tables."""
-    write_slates(resources, plan.version, now=utc_now(), k=slate_length)
-    check_gate(resources, "slates", run_id=run_id(), now=utc_now(), version=plan.version)
+    write_slates(resources, version, now=utc_now(), k=slate_length)
+    check_gate(resources, "slates", run_id=run_id(), now=utc_now(), version=version)
+
+
+def finish(resources: Resources, version: str, slate_length: int) -> str:
+    """Store the slates of a version that serves without them, because a run ended before; returns what to say of it."""
+    if has_slates(resources, version):
+        return ""
+    recommend(resources, version, slate_length)
+    return " Its slates were missing, because a run ended before it wrote them; they are written now."

@@ -60,5 +60,5 @@ def tune_factors(
         plan = plan_version(resources, now=utc_now(), choice=outcome.choice)
         train(resources, settings, plan, report)
         message = publish(resources, settings, plan, report)
-        recommend(resources, plan, slate_length)
+        recommend(resources, plan.version, slate_length)
         return report.close("Published", f"{message} Its parameters were tuned: {outcome.message}")

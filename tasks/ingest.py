@@ -27,7 +27,7 @@ from tasks.domain.source_text import (
     type_faults,
     without,
 )
-from tasks.quality import record_checks
+from tasks.quality import record_checks, write_checks
 from tasks.row_checks import check_rows, raw_columns
 from warehouse.catalog import query_sql
 
@@ -118,7 +118,16 @@ class _Import:
         judged = self._judge(source, batch_id, mapping)
         n_refused = judged.refused.num_rows
         passed = n_refused <= self.max_quarantined_share * judged.n_rows
-        repeated = self.warehouse.commit(lambda transaction: self._write(transaction, batch_id, source, judged, passed))
+        checks = [self._share_check(source, judged, passed)] if n_refused else []
+        run_id = self.run_id or f"import-{batch_id[:16]}"
+
+        def write(transaction: Transaction) -> Receipt | None:
+            repeated = self._write(transaction, batch_id, source, judged, passed)
+            if repeated is None and checks:
+                write_checks(transaction, "ingest", checks, run_id=run_id, now=self.now)
+            return repeated
+
+        repeated = self.warehouse.commit(write)
         if repeated is not None:
             return repeated
         seconds = time.perf_counter() - started
@@ -126,11 +135,8 @@ class _Import:
             "import table=%s source=%s rows=%d accepted=%d quarantined=%d seconds=%.2f",
             *(self.table, source.source, judged.n_rows, judged.good.num_rows if passed else 0, n_refused, seconds),
         )
-        if n_refused:
-            check = self._share_check(source, judged, passed)
-            record_checks(
-                self.resources, "ingest", [check], run_id=self.run_id or f"import-{batch_id[:16]}", now=self.now
-            )
+        if not passed:
+            record_checks(self.resources, "ingest", checks, run_id=run_id, now=self.now)
         note = _note(judged, unused_columns(source.rows.column_names, mapping))
         return Receipt("import", judged.n_rows, judged.good.num_rows, self.table, seconds, note=note)
 

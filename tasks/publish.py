@@ -14,7 +14,7 @@ from tasks.domain.errors import NotFoundError, TerminalError
 from tasks.domain.ports import Resources, Transaction, VectorIndex, Warehouse
 from tasks.domain.projections import Projection
 from tasks.domain.publication_gate import PublicationLimits, check_projection
-from tasks.domain.publications import Publication, PublicationAction, version_before
+from tasks.domain.publications import Publication, PublicationAction, has_gone_back, version_before
 from tasks.domain.records import CheckResult, Receipt
 from tasks.model_state import load_version
 from tasks.projection import load_projection, load_shape_checks, verify_projection, write_projection
@@ -65,15 +65,19 @@ def rollback(resources: Resources, version: str | None = None, *, now: datetime)
     """Let an earlier version serve again: the named one, or the one before the serving one.
 
     Its collections are written anew from the warehouse where they are not whole, and its users are brought up to
-    date before the switch. Raises NotFoundError when there is no such version, or nothing to go back to.
+    date before the switch. A switch to an earlier version that an ended run had made and not recorded is the one that
+    is asked for, unless another version is named. Raises NotFoundError when there is no such version, or nothing to go
+    back to.
     """
     began = time.perf_counter()
-    reconcile(resources, now=now)
+    settled = reconcile(resources, now=now)
     with resources.index() as index:
         serving = index.serving_version()
         with resources.warehouse(read_only=True) as warehouse:
-            target = _rollback_target(warehouse, serving, version)
+            is_done = version is None and settled is not None and has_gone_back(load_history(warehouse))
+            target = serving if is_done and serving else _rollback_target(warehouse, serving, version)
         if target == serving:
+            _catch_up(resources, target, now)
             n_points = sum(index.count(target))
             return _receipt("rollback", target, n_points, n_points, began, f"{target} serves already.", reused=True)
         n_rows, written = _make_whole(resources, index, target)

@@ -85,13 +85,10 @@ def record_checks(
     """
     if not results:
         return
-    table = result_rows(gate, results, run_id, now, version)
-    same = {name: sorted(set(table[name].to_pylist())) for name in ("table_name", "expectation")}
-    key = {"run_id": run_id, "gate": gate, **same}
     failed = [result for result in results if not result.passed and result.severity == "stop"]
 
     def write(transaction: Transaction) -> None:
-        transaction.replace("gate_results", table, key)
+        write_checks(transaction, gate, results, run_id=run_id, now=now, version=version)
         if failed and version:
             transaction.execute(query_sql("mark_rejected"), {"version": version})
 
@@ -104,6 +101,21 @@ def record_checks(
     logger.info("gate=%s run=%s checks=%d stopped=%d", gate, run_id, len(results), len(failed))
     if failed:
         raise GateError(_message(gate, run_id, failed, len(results)))
+
+
+def write_checks(
+    transaction: Transaction,
+    gate: str,
+    results: Sequence[CheckResult],
+    *,
+    run_id: str,
+    now: datetime,
+    version: str | None = None,
+) -> None:
+    """Write the outcomes of checks inside a commit, in place of earlier ones of the same run."""
+    table = result_rows(gate, results, run_id, now, version)
+    same = {name: sorted(set(table[name].to_pylist())) for name in ("table_name", "expectation")}
+    transaction.replace("gate_results", table, {"run_id": run_id, "gate": gate, **same})
 
 
 def _completed(table: str, rows: pa.Table) -> pa.Table:

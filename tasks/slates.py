@@ -81,6 +81,12 @@ def write_slates(
     return Receipt("slates", len(user_ids), n_rows, TABLE, seconds, version)
 
 
+def has_slates(resources: Resources, version: str) -> bool:
+    """Whether the slates of a version were written."""
+    with resources.warehouse(read_only=True) as warehouse:
+        return bool(warehouse.read(query_sql("has_slates"), {"version": version})["has_slates"][0].as_py())
+
+
 def _load_catalog(warehouse: Warehouse, version: str) -> _Catalog:
     model, items = load_version(warehouse, version), load_item_space(warehouse, version)
     states = {row["item_id"]: row for row in warehouse.read(query_sql("item_states")).to_pylist()}

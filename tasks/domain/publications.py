@@ -32,6 +32,11 @@ def version_before(history: Sequence[Publication], version: str) -> str | None:
     return None
 
 
+def has_gone_back(history: Sequence[Publication]) -> bool:
+    """Whether the last switch, oldest first, was to a version that had served before."""
+    return bool(history) and history[-1].version in {publication.version for publication in history[:-1]}
+
+
 def kept_versions(history: Sequence[Publication], serving: str, n_versions: int) -> tuple[str, ...]:
     """The serving version, those that rollbacks would go to one after the other, then those that served last.
 

@@ -1,0 +1,166 @@
+"""A kill at every step of every command, and then the books.
+
+    python -m benchmarks.kills [--only daily_batch] [--sample 6] [--seed 0] [--jobs 2] [--json]
+
+``daily_batch``, ``nearline``, ``maintenance``, ``rollback`` and ``import`` run on the small world of the tests, each in
+a process of its own. One undisturbed run of each tells at which moments it can be killed: before and after each step
+that the code names (``tasks.progress.step``): commits, the writes of the index, switches, files that appear. Then for
+each moment: a fresh copy of the world, a run that gets SIGKILL there, the same command again, the loop until nothing
+is new, and housekeeping. The books must then be right by themselves (no row twice, no half version, every profile that
+of its history, no orphan) and those of the undisturbed run. A worker is killed under each stage that runs on Dask, too.
+
+The last line is one JSON object.
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.support import killed_runs as runs
+from benchmarks.support.books import Books, check_books, check_leftovers, compare_books, read_books
+from benchmarks.support.forked import call, run
+from benchmarks.support.killed_runs import COMMANDS, Point
+from benchmarks.support.killed_workers import PARALLEL, kill_worker
+from benchmarks.support.measured_process import describe_machine
+from tests.conftest import copy_home
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one kill: what is wrong, in sentences; seconds from the copy to the end of the audit."""
+
+    point: Point
+    problems: tuple[str, ...]
+    seconds: float
+
+
+class Harness:
+    """Kills on copies of one world, below ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._built: Path | None = None
+        self._expected: dict[str, Books] = {}
+        self._points: dict[str, list[Point]] = {}
+
+    def points(self, command: str) -> list[Point]:
+        """The moments of a command, from an undisturbed run; with it go the books that are expected."""
+        if command not in self._points:
+            home = self._folder / command / "undisturbed"
+            if self._built is None:
+                self._built = call(runs.build_world, self._folder / "world")
+            call(runs.prepare_home, command, self._built, self._start(command))
+            _copy(self._start(command), home)
+            self._points[command] = call(runs.record, command, home)
+            problems, self._expected[command] = call(_audit, command, home, again=False)
+            if problems:
+                raise AssertionError(f"{command} without a kill: {'; '.join(problems)}")
+        return self._points[command]
+
+    def kill(self, point: Point) -> Outcome:
+        """Kill one run there, run it again, and look at the books."""
+        began = time.monotonic()
+        home = Path(tempfile.mkdtemp(dir=self._folder / point.command)) / "var"
+        _copy(self._start(point.command), home)
+        code = run(runs.run_until, point.command, home, point)
+        problems: list[str] = []
+        if code != -signal.SIGKILL:
+            problems.append(f"it was to be killed and ended with {code}")
+        else:
+            found, books = call(_audit, point.command, home, again=True)
+            problems += [*found, *compare_books(books, self._expected[point.command])]
+        if not problems:
+            shutil.rmtree(home.parent)
+        return Outcome(point, tuple(problems), time.monotonic() - began)
+
+    def _start(self, command: str) -> Path:
+        return self._folder / command / "start"
+
+
+def main() -> None:
+    """Kill everywhere, and say where the books were wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print only the JSON object")
+    parser.add_argument("--only", choices=COMMANDS, help="one command alone")
+    parser.add_argument("--sample", type=int, help="so many kills of each command, and not all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="kills at one time")
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="nearline-kills-"))
+    harness, outcomes = Harness(folder), []
+    for command in [arguments.only] if arguments.only else COMMANDS:
+        points = harness.points(command)
+        chosen = choose(points, arguments.sample or len(points), arguments.seed)
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            for outcome in pool.map(harness.kill, chosen):
+                outcomes.append(outcome)
+                if not arguments.json:
+                    print(
+                        f"  {outcome.seconds:5.1f} s  {outcome.point}",
+                        *outcome.problems,
+                        sep="\n          ",
+                        flush=True,
+                    )
+    report = {"commands": _by_command(outcomes), "wrong": [_wrong(outcome) for outcome in outcomes if outcome.problems]}
+    if arguments.only is None:
+        report["workers"] = _kill_workers(folder)
+    if not report["wrong"]:
+        shutil.rmtree(folder)
+    seconds = round(time.monotonic() - began, 1)
+    print(json.dumps({"benchmark": "kills", "machine": describe_machine(), "seconds": seconds, **report}))
+
+
+def choose(points: Sequence[Point], n: int, seed: int) -> list[Point]:
+    """``n`` of the points, spread evenly over the run; another seed begins elsewhere."""
+    if n >= len(points):
+        return list(points)
+    return [points[(place * len(points) // n + seed) % len(points)] for place in range(n)]
+
+
+def _kill_workers(folder: Path) -> dict[str, dict[str, Any]]:
+    return {name: asdict(call(kill_worker, name, folder / name)) for name in PARALLEL}
+
+
+def _by_command(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for outcome in outcomes:
+        about = found.setdefault(outcome.point.command, {"kills": 0, "wrong": 0, "seconds": 0.0})
+        about["kills"] += 1
+        about["wrong"] += bool(outcome.problems)
+        about["seconds"] = round(about["seconds"] + outcome.seconds, 1)
+    return found
+
+
+def _wrong(outcome: Outcome) -> dict[str, Any]:
+    return {"point": str(outcome.point), "problems": outcome.problems}
+
+
+def _audit(command: str, home: Path, *, again: bool) -> tuple[list[str], Books]:
+    """In a process of its own: the command again, the loop, housekeeping, and what is wrong after each."""
+    if again:
+        runs.run_again(command, home)
+    runs.settle(home)
+    resources = runs.open_small(home)
+    problems, books = list(check_books(resources)), read_books(resources)
+    runs.tidy(home)
+    return [*problems, *check_leftovers(resources)], books
+
+
+def _copy(home: Path, copy: Path) -> None:
+    if (home / "warehouse").exists():
+        copy_home(home, copy)
+    else:
+        shutil.copytree(home, copy)
+
+
+if __name__ == "__main__":
+    main()
