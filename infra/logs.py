@@ -21,7 +21,8 @@ PREFECT_CONFIG = Path(__file__).with_name("prefect_logging.yml")
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _FIELD = re.compile(r"(?<![^\s])([a-z_][a-z0-9_]*)=('(?:[^'\\]|\\.)*'|[^\s,;]+)")
-_NAMES = {"version": "model_version_id", "run": "flow_run_id", "seconds": "duration_seconds"}
+_WITH_FIELDS = tuple(f"{package}." for package in (*PACKAGES, "prefect"))
+_NAMES = {"version": "model_version_id", "seconds": "duration_seconds"}
 _PARENTHESIS = re.compile(r"\(.*\)", re.DOTALL)
 _CRASH = "Crash detected!"
 _FAILED = tuple(f"Finished in state {state}(" for state in ("Failed", "Crashed", "TimedOut", "Cancelled"))
@@ -101,7 +102,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": message,
         }
-        for name, value in {**_fields(message), **_run(record)}.items():
+        fields = _fields(message) if record.name.startswith(_WITH_FIELDS) else {}
+        for name, value in {**fields, **_run(record)}.items():
             document.setdefault(name, value)
         if error := getattr(record, "error", None):
             document |= {"error": error, "trace": record.exc_text}
