@@ -50,7 +50,7 @@ def test_the_daily_batch_publishes_and_leaves_artifacts_and_an_event(first_batch
     assert metrics[0]["metric"] == "ndcg_at_10"
     stages = json.loads(api.artifact("stages", run["id"]))
     assert [stage["stage"] for stage in stages][-2:] == ["write_slates", "check_gate slates"]
-    published = next(e for e in api.events("nearline.version.published") if run["id"] in str(e["related"]))
+    published = api.events("nearline.version.published", of_run=run["id"])[0]
     assert published["resource"]["prefect.resource.id"] == f"nearline.version.{summary.version}"
     assert published["payload"]["n_items"] == 60
 
@@ -98,7 +98,7 @@ def test_a_gate_before_the_switch_leaves_the_old_version_serving_and_says_what_t
     assert [row["state"] for row in states] == ["published", "rejected"]
     run, stopped = stopped_run(api)
     assert {check["gate"] for check in stopped} == {"publish"}
-    event = next(e for e in api.events("nearline.gate.stopped") if run["id"] in str(e["related"]))
+    event = api.events("nearline.gate.stopped", of_run=run["id"])[0]
     assert event["resource"]["prefect.resource.id"] == "nearline.gate.publish"
     assert event["payload"]["flow"] == "daily_batch"
     stages = json.loads(api.artifact("stages", run["id"]))
