@@ -114,16 +114,13 @@ def test_it_says_where_it_answers_and_ends_in_order(start):
 def test_requests_in_flight_are_finished(start, number):
     running = start("--port", "0", "--json")
     answers = []
-
-    def ask():
-        with running.client() as client:
-            answers.append(client.get("/v1/users/slow/profile"))
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    time.sleep(0.3)
-    seconds, code, _ = running.end(number)
-    thread.join()
+    with running.client() as client:
+        assert client.get("/v1/popular").status_code == 200  # the connection stands, whatever else the machine does
+        thread = threading.Thread(target=lambda: answers.append(client.get("/v1/users/slow/profile")))
+        thread.start()
+        time.sleep(0.3)
+        seconds, code, _ = running.end(number)
+        thread.join()
     assert answers[0].status_code == 200
     assert (code, seconds < 3) == (0, True)
 
