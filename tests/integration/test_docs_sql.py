@@ -11,6 +11,7 @@ import pytest
 
 from tasks.ingest import import_files
 from tasks.slates import write_slates
+from tests.conftest import copied_world
 
 PAGE = (Path(__file__).parents[2] / "docs" / "sql.md").read_text(encoding="utf-8")
 QUESTIONS = dict(re.findall(r"### (\d+\. .+?)\n.*?```sql\n(.*?)```", PAGE, re.DOTALL))
@@ -23,7 +24,7 @@ VERSION = "v2"
 @pytest.fixture(scope="module")
 def answered(published_home, tmp_path_factory):
     """The published world with what its later stages leave behind: slates, metrics, refreshes, refused rows."""
-    resources = published_home.resources
+    resources = copied_world(published_home, tmp_path_factory.mktemp("sql") / "var").resources
     write_slates(resources, VERSION, now=NOW)
     events = tmp_path_factory.mktemp("shop") / "events.csv"
     views = [f"u07,i01,view,{NOW - timedelta(seconds=n):%Y-%m-%dT%H:%M:%SZ}\n" for n in range(19)]
