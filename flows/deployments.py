@@ -106,13 +106,16 @@ def register_deployments() -> None:
         )
 
 
-def crash_unfinished_runs(why: str) -> int:
+def crash_unfinished_runs(why: str, *, worker: str | None = None) -> int:
     """End the runs that no process works on any more, and free the slots of their concurrency limits.
 
-    Only for the owner of the server, who knows that no worker is left. Returns their number.
+    All of them, for the owner of the server, who knows that no worker is left; or those that a worker of that name took
+    up, for its successor on a server that others use too. Returns their number.
     """
     with get_client(sync_client=True) as client:
         runs = [run for run in _runs(client, {"type": {"any_": UNFINISHED}}) if run.deployment_id is not None]
+        if worker is not None:
+            runs = [run for run in runs if run.labels.get("prefect.worker.name") == worker]
         for run in runs:
             client.set_flow_run_state(run.id, Crashed(message=why), force=True)
     return len(runs)

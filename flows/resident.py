@@ -34,7 +34,7 @@ from flows.deployments import RESIDENT_POOL
 from flows.run_context import share_resources
 from flows.stopping import stop_on_signals
 from infra.kept_open import KeptOpenResources
-from infra.loop_files import Beat, process_lives, read_beat, write_beat
+from infra.loop_files import Beat, process_began_at, read_beat, write_beat
 from infra.math_threads import limit_math_threads
 from infra.prefect_events import emit
 from infra.settings import Settings, load_settings
@@ -245,7 +245,7 @@ def expire_empty_runs(client: SyncPrefectClient, deployments: Sequence[UUID], be
 
 def _settle_previous(client: SyncPrefectClient, previous: Beat) -> None:
     """The run that a worker before this one was at when it died: it is over, and its slot is free."""
-    if previous.run_id is None or process_lives(previous.pid):
+    if previous.run_id is None or previous.is_alive:
         return
     with suppress(ObjectNotFound):
         state = client.read_flow_run(UUID(previous.run_id)).state
@@ -285,6 +285,7 @@ def _beat_of(doing: _Doing) -> Beat:
     waiting = doing.waiting
     return Beat(
         pid=os.getpid(),
+        pid_began_at=process_began_at(os.getpid()),
         at=time.time(),
         polled_at=doing.polled_at,
         run_id=doing.run_id,

@@ -22,6 +22,7 @@ from flows.serve import ServiceAddress, find_service
 from flows.stopping import stop_on_signals
 from infra.index_owner import serve_index
 from infra.key_store import KeyStore
+from infra.loop_files import worker_name
 from infra.prefect_server import (
     ServerProcess,
     address_file,
@@ -74,7 +75,7 @@ def run_up(
         server = None if os.environ.get("PREFECT_API_URL") else _Server(stack, settings, port, say)
         say("opening the index")
         stack.enter_context(serve_index(settings.home / "index", settings.index))
-        _join_server(stack, server)
+        _join_server(stack, settings, server)
         say("starting the worker")
         children = _start_children(stack, settings, with_service=with_service)
         say("registering the deployments")
@@ -165,7 +166,7 @@ class _Server:
             yield self.process.process
 
 
-def _join_server(stack: ExitStack, server: _Server | None) -> None:
+def _join_server(stack: ExitStack, settings: Settings, server: _Server | None) -> None:
     """Wait for the server, make the work pools, and put in order what an earlier one left."""
     if server is not None:
         server.wait_healthy()
@@ -174,8 +175,10 @@ def _join_server(stack: ExitStack, server: _Server | None) -> None:
     from flows.deployments import crash_unfinished_runs, drop_missed_runs, make_work_pools
 
     make_work_pools()
+    worker = worker_name(settings.home) if server is None else None
+    why = "nearline up ended while this ran, and was started again. Nothing is lost: run it again."
+    crash_unfinished_runs(why, worker=worker)
     if server is not None:
-        crash_unfinished_runs("nearline up ended while this ran, and was started again. Nothing is lost: run it again.")
         drop_missed_runs(utc_now())
         stack.callback(_crash_interrupted_runs, server)
 
@@ -183,7 +186,7 @@ def _join_server(stack: ExitStack, server: _Server | None) -> None:
 def _start_children(stack: ExitStack, settings: Settings, *, with_service: bool) -> dict[str, _Child]:
     """The worker of the batch, the resident one of the loop, and the HTTP service."""
     logs = settings.home / "prefect"
-    batch = ["worker", "start", "--pool", "nearline", "--type", "process", "--name", f"up-{os.getpid()}"]
+    batch = ["worker", "start", "--pool", "nearline", "--type", "process", "--name", worker_name(settings.home)]
     quiet = {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING", "MALLOC_ARENA_MAX": "2"}
     children = {
         "worker": _Child("worker", logs / "worker.log", lambda: run_prefect(settings, batch, logs / "worker.log")),

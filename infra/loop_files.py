@@ -6,6 +6,7 @@ missing says nothing. It knows nothing of Prefect.
 
 import json
 import os
+import uuid
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from tasks.domain.online import Problem
 
-BEAT_FILE, FINDINGS_FILE = "resident.json", "watchdog.json"
+BEAT_FILE, FINDINGS_FILE, WORKER_FILE = "resident.json", "watchdog.json", "worker.json"
 FRESH_SECONDS = 60.0
 """Findings that are older are no longer true: whoever wrote them looks every few seconds."""
 
@@ -23,7 +24,8 @@ class Beat:
     """What the worker of the refresh said last; times are seconds since 1970.
 
     ``polled_at`` is when it last asked for work, and ``run_id`` what it has worked on since ``run_began_at``.
-    ``oldest_waiting_at`` is when the first of the ``n_waiting_events`` arrived.
+    ``oldest_waiting_at`` is when the first of the ``n_waiting_events`` arrived, ``pid_began_at`` what
+    ``process_began_at`` says of the process.
     """
 
     pid: int
@@ -33,11 +35,14 @@ class Beat:
     run_began_at: float | None = None
     n_waiting_events: int = 0
     oldest_waiting_at: float | None = None
+    pid_began_at: int | None = None
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process is there."""
-        return process_lives(self.pid)
+        """Whether its process is there, and no later one of the same number, which a container gives again."""
+        began_at = process_began_at(self.pid)
+        is_other = None not in (began_at, self.pid_began_at) and began_at != self.pid_began_at
+        return process_lives(self.pid) and not is_other
 
 
 def write_beat(home: Path, beat: Beat) -> None:
@@ -70,6 +75,18 @@ def read_findings(home: Path, now: datetime) -> tuple[Problem, ...]:
         return ()
 
 
+def worker_name(home: Path) -> str:
+    """What the worker of the batch is called, from the first start of ``nearline up`` on: its successor knows by it
+    which runs it left. Only the ``up`` that holds this home may ask."""
+    file = home / "prefect" / WORKER_FILE
+    try:
+        return str(_read(file)["name"])
+    except (OSError, ValueError, TypeError, KeyError):
+        name = f"up-{uuid.uuid4().hex[:12]}"
+        _write(file, {"name": name})
+        return name
+
+
 def process_lives(pid: int) -> bool:
     """Whether there is a process of that number; one of another user counts too."""
     try:
@@ -79,6 +96,14 @@ def process_lives(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def process_began_at(pid: int) -> int | None:
+    """When a process began, in ticks since the machine started; None where the system does not say."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _read(file: Path) -> dict[str, Any]:

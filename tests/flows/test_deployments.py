@@ -14,6 +14,7 @@ from flows.deployments import (
     register_deployments,
     trigger_flow,
 )
+from infra.loop_files import worker_name
 from tasks.domain.errors import InputError, NotFoundError
 
 pytestmark = pytest.mark.server
@@ -42,6 +43,20 @@ def test_an_unfinished_run_of_a_deployment_is_crashed_and_its_slot_is_free(regis
     assert freed["state"]["type"] == "PENDING"
     assert crash_unfinished_runs("again") == 1
     assert crash_unfinished_runs("again") == 0
+
+
+def test_on_a_server_that_others_use_only_the_runs_of_the_worker_of_this_home_are_crashed(registered, api, tmp_path):
+    assert worker_name(tmp_path) == worker_name(tmp_path) != worker_name(tmp_path / "other")
+    runs = {}
+    for name in (worker_name(tmp_path), "somebody"):
+        runs[name] = trigger_flow("tune_factors", {}).id
+        api.post(f"flow_runs/{runs[name]}/set_state", {"state": {"type": "RUNNING"}, "force": True})
+        labels = {"prefect.worker.name": name}
+        api.client.patch(f"flow_runs/{runs[name]}/labels", json=labels).raise_for_status()
+    assert crash_unfinished_runs("started again", worker=worker_name(tmp_path)) == 1
+    states = {name: api.get(f"flow_runs/{run}")["state_type"] for name, run in runs.items()}
+    assert states == {worker_name(tmp_path): "CRASHED", "somebody": "RUNNING"}
+    assert crash_unfinished_runs("the owner of the server") == 1
 
 
 def test_of_the_runs_that_were_missed_the_newest_stays(registered, api):

@@ -14,7 +14,7 @@ from flows.resident import ResidentWorker, expire_empty_runs, merge_backlog
 from flows.run_context import share_resources
 from flows.watchdog import Watchdog
 from infra.kept_open import KeptOpenResources
-from infra.loop_files import Beat, read_beat, read_findings, write_beat
+from infra.loop_files import Beat, process_began_at, read_beat, read_findings, write_beat
 from infra.prefect_events import emit
 from infra.settings import load_settings
 
@@ -140,11 +140,22 @@ def test_old_empty_runs_go_and_those_that_did_something_stay(worker, client, sma
     assert expire_empty_runs(client, [], utc_now()) == 0
 
 
+def test_a_process_that_is_gone_or_has_another_ones_number_is_not_alive():
+    def alive(pid, began_at):
+        return Beat(pid=pid, at=1.0, polled_at=1.0, pid_began_at=began_at).is_alive
+
+    mine = os.getpid(), process_began_at(os.getpid())
+    assert alive(*mine) and alive(mine[0], None)
+    assert mine[1] is None or not alive(mine[0], 1), "a container gives the number again"
+    assert not alive(2**22 + 1, None)
+
+
 def test_a_worker_tells_what_it_does_and_settles_what_the_one_before_it_left(worker, kept, client, api, small_world):
     lost = trigger_flow("nearline", {}).id
     for state in ("PENDING", "RUNNING"):
         api.post(f"flow_runs/{lost}/set_state", {"state": {"type": state}})
-    write_beat(kept.home, Beat(pid=2**22 + 1, at=1.0, polled_at=1.0, run_id=lost, run_began_at=1.0))
+    before = Beat(pid=os.getpid(), pid_began_at=1, at=1.0, polled_at=1.0, run_id=lost, run_began_at=1.0)
+    write_beat(kept.home, before)
     like(small_world, "u05")
 
     class Enough(Exception):
