@@ -1,11 +1,13 @@
 """A PostgreSQL server of the tests' own: in a temporary folder, on a free loopback port, with a password."""
 
+import ctypes
 import itertools
 import os
 import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -102,12 +104,20 @@ def running_postgres(programs, account):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _end_with_parent():
+    """On Linux: a session of tests that is killed leaves no server."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGQUIT)
+
+
 def _served(programs, folder, who):
     port = free_port()
     command = [programs / "postgres", "-D", folder / "data", "-p", str(port), "-h", "127.0.0.1", "-k", folder, "-F"]
     log = folder / "log"
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=folder, **who)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=folder, preexec_fn=_end_with_parent, **who
+        )
     server = PostgresServer(programs, process, port)
     try:
         deadline = time.monotonic() + 30
