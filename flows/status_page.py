@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +16,8 @@ from tasks.status import FailedCheck, PlatformStatus
 
 if TYPE_CHECKING:
     from flows.deployments import RecentRun
+
+Part = Table | Text | Padding
 
 
 def find_recent_runs(settings: Settings) -> "tuple[str | None, list[RecentRun]]":
@@ -39,7 +42,7 @@ def status_page(
     facts.add_column(style="dim")
     for name, value in _facts(status, home, ui_url):
         facts.add_row(name, Text(value))
-    parts: list[Table | Text] = [*_verdict(status, needs), facts]
+    parts: list[Part] = [*_verdict(status, needs), facts]
     if runs:
         parts += [Text("\nLast runs", style="bold"), _runs_table(runs)]
     if status.failed_checks:
@@ -47,12 +50,13 @@ def status_page(
     return Group(*parts)
 
 
-def _verdict(status: PlatformStatus, needs: Sequence[Need]) -> list[Table | Text]:
-    lines: list[Table | Text] = [Text(verdict(status, needs), style="bold red" if needs else "bold green")]
+def _verdict(status: PlatformStatus, needs: Sequence[Need]) -> list[Part]:
+    lines: list[Part] = [Text(verdict(status, needs), style="bold red" if needs else "bold green")]
     for number, need in enumerate(needs):
         if number:
             lines.append(Text(f"Also: {need.text}", style="bold"))
-        lines += [Text(f"  {need.advice}"), Text.assemble("  Next: ", (need.command, "bold"))]
+        body = Text.assemble(f"{need.advice}\n", "Next: ", (need.command, "bold"))
+        lines.append(Padding(body, (0, 0, 0, 2)))
     return [*lines, Text("")]
 
 

@@ -29,13 +29,14 @@ class Need:
 @dataclass(frozen=True)
 class Around:
     """What is known beside the warehouse: whether a server runs the schedules, what the watchdog found, which flows
-    crashed last, and for how long an event may wait for a refresh."""
+    crashed last, for how long an event may wait for a refresh, and where the index is if it is a server."""
 
     home: str
     server_runs: bool
     findings: Sequence[Problem]
     crashed: Sequence[str]
     stalled_after_seconds: float
+    index_url: str | None = None
 
 
 def judge_needs(status: PlatformStatus, around: Around, *, now: datetime) -> tuple[Need, ...]:
@@ -72,7 +73,10 @@ def _missing_rows(status: PlatformStatus) -> Iterator[Need]:
 def _index(status: PlatformStatus, around: Around) -> Iterator[Need]:
     if not status.index_answers:
         advice = f"The service answers from memory meanwhile; nothing is lost. The index {status.index}"
-        command = LOG.format(home=around.home, name="resident") if around.server_runs else "nearline up"
+        log = LOG.format(home=around.home, name="resident")
+        command = (
+            f"curl {around.index_url}/healthz" if around.index_url else log if around.server_runs else "nearline up"
+        )
         yield Need("index_away", "The vector index does not answer.", advice, command)
 
 
@@ -93,7 +97,7 @@ def _stopped_gates(status: PlatformStatus) -> Iterator[Need]:
         checks = [check for check in stops if check.gate == gate]
         first, others = checks[0], f" and {len(checks) - 1} more" if len(checks) > 1 else ""
         text = f"The gate {gate} stopped a run ({first.table}: {first.expectation}{others})."
-        advice = f"{first.advice} What served before still serves."
+        advice = f"{first.advice} What served before still serves." if status.published_at else first.advice
         commands = {"ingest": LOOK, "nearline": "nearline run nearline", "tune": "nearline run tune_factors"}
         yield Need("gate_stopped", text, advice, commands.get(gate, "nearline run daily_batch"))
 

@@ -27,8 +27,8 @@ def status(as_json: Json = False) -> None:
     findings = read_findings(settings.home, now)
     url, runs = find_recent_runs(settings)
     crashed = [run.flow for run in runs if run.state == "Crashed"]
-    allowed = settings.nearline.stalled_after_seconds
-    around = Around(str(settings.home), url is not None, findings, crashed, stalled_after_seconds=allowed)
+    allowed, index_url = settings.nearline.stalled_after_seconds, settings.index.url
+    around = Around(str(settings.home), url is not None, findings, crashed, allowed, index_url)
     needs = judge_needs(found, around, now=now)
     if not as_json:
         make_console().print(status_page(found, settings.home, url, runs, needs))

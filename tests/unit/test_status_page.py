@@ -108,6 +108,9 @@ def test_an_index_that_is_away_is_no_reason_to_rebuild_it():
     assert lines[2] == "  Next: nearline up"
     assert "rebuild-index" not in page(away, DOWN)
     assert "resident.log" in first_lines(away, UP)[2]
+    assert (
+        first_lines(away, replace(UP, index_url="http://qdrant:6333"))[2] == "  Next: curl http://qdrant:6333/healthz"
+    )
 
 
 def test_an_index_that_lost_everything_is_rebuilt():
