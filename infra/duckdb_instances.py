@@ -2,12 +2,20 @@
 
 import contextlib
 import importlib.util
+import itertools
 import os
+import shutil
+import socket
 from pathlib import Path
 
 import duckdb
 
 _IDLE: dict[int, list[duckdb.DuckDBPyConnection]] = {}
+MEMORY_LIMIT = "1500MB"
+"""What one DuckDB instance may hold before it writes to files: the memory of a process then does not grow with the
+events. ``benchmarks.growth`` measures it."""
+_OVERFLOW = "overflow"
+_NUMBERS = itertools.count()
 
 
 class EngineThreads:
@@ -20,12 +28,16 @@ class EngineThreads:
     wanted: int | None = None
 
 
-def take_instance() -> duckdb.DuckDBPyConnection:
-    """An idle instance of this process, or a new one. Loading the extensions is most of an opening's time."""
+def take_instance(folder: Path | None = None) -> duckdb.DuckDBPyConnection:
+    """An idle instance of this process, or a new one. Loading the extensions is most of an opening's time.
+
+    A new one writes what is beyond ``MEMORY_LIMIT`` into ``folder``, under a name of its own.
+    """
     with contextlib.suppress(IndexError):
         return _IDLE.setdefault(os.getpid(), []).pop()
     connection = duckdb.connect(
         config={
+            **({} if folder is None else {"memory_limit": MEMORY_LIMIT, "temp_directory": _overflow(folder)}),
             "autoinstall_known_extensions": False,
             "autoload_known_extensions": False,
             "preserve_insertion_order": False,
@@ -36,6 +48,25 @@ def take_instance() -> duckdb.DuckDBPyConnection:
     load_extension(connection, "ducklake")
     connection.execute("set timezone = 'UTC'")
     return connection
+
+
+def _overflow(folder: Path) -> str:
+    """The name of a folder that the instance makes when it needs it, and deletes; those of killed processes go now."""
+    prefix = f"{_OVERFLOW}-{socket.gethostname()}-"
+    for left in folder.glob(f"{prefix}*"):
+        if not _is_alive(int(left.name.removeprefix(prefix).partition("-")[0])):
+            shutil.rmtree(left, ignore_errors=True)
+    return str(folder / f"{prefix}{os.getpid()}-{next(_NUMBERS)}")
+
+
+def _is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def give_back(connection: duckdb.DuckDBPyConnection, attached: str) -> None:

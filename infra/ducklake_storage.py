@@ -196,7 +196,7 @@ class LakeStorage:
 
     @contextmanager
     def _instance(self, catalog: LakeCatalog, *options: str) -> Iterator[duckdb.DuckDBPyConnection]:
-        connection = take_instance()
+        connection = take_instance(self._folder)
         try:
             self.retried(lambda: catalog.attach(connection, self._data, options), "open")
             self.retried(lambda: connection.execute("use lake"), "open")

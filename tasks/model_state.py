@@ -108,7 +108,7 @@ class HistoryRows(NamedTuple):
 
     def known_users(self) -> list[str]:
         """Everyone who did or told something, by id."""
-        return sorted({user_id for table in self for user_id in table["user_id"].to_pylist()})
+        return sorted({user_id for table in self for user_id in table["user_id"].unique().to_pylist()})
 
 
 def load_history_rows(
@@ -156,14 +156,23 @@ def build_history_rows(
     left out.
     """
     shadows = {**raw, "event_types": event_type_rows(event_types)}
-    shadows["stg_events"] = reader.read(model_sql("stg_events"), shadows=shadows)
-    interactions = reader.read(model_sql("fct_interactions"), {"half_life_days": half_life_days}, shadows)
-    texts = reader.read(model_sql("int_user_texts"), shadows=shadows)
+    sql = {model: model_sql(model) for model in ("fct_interactions", "int_user_texts")}
+    if "raw_events" in raw:
+        shadows["stg_events"] = reader.read(model_sql("stg_events"), shadows=shadows)
+    else:
+        sql = {model: _over_all_events(model) for model in sql}
+    interactions = reader.read(sql["fct_interactions"], {"half_life_days": half_life_days}, shadows)
+    texts = reader.read(sql["int_user_texts"], shadows=shadows)
     found = HistoryRows(interactions, texts, reader.read(model_sql("stg_users"), shadows=shadows))
     if user_ids is not None:
         chosen = pa.array(sorted(set(user_ids)), pa.string())
         found = HistoryRows(*(_only_users(table, chosen) for table in found))
     return found
+
+
+def _over_all_events(model: str) -> str:
+    """The SQL of a model over ``stg_events`` that are made on the way, so that the engine need not keep all of them."""
+    return f"with stg_events as ({model_sql('stg_events')})\nselect * from ({model_sql(model)})"
 
 
 def load_histories(

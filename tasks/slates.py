@@ -18,11 +18,20 @@ import pyarrow.parquet as pq
 
 from tasks.domain.explanations import name_reasons, reasons_to_json, split_by_reason
 from tasks.domain.fusion import fuse_items, fuse_queries, split_scores
+from tasks.domain.histories import select_users
 from tasks.domain.ports import Resources, Transaction, Warehouse
 from tasks.domain.profiles import Histories, ItemSpace, Profiles
 from tasks.domain.ranking import TopItems, check_slate_length, only_attributes, popular_where_empty, top_items
 from tasks.domain.records import Receipt
-from tasks.model_state import ModelVersion, load_histories, load_item_space, load_profiles, load_version
+from tasks.model_state import (
+    ModelVersion,
+    encode_histories,
+    load_history_rows,
+    load_item_space,
+    load_profiles,
+    load_text_embeddings,
+    load_version,
+)
 from tasks.quality import check_gate
 from tasks.refresh import read_watermark
 from warehouse.catalog import query_sql
@@ -33,7 +42,7 @@ TABLE = "mart_recommendations"
 NAMED_REASONS = 3
 """Reasons that each row names one by one; the others are added up."""
 CHUNK_USERS = 4096
-"""Users whose profiles and histories are in memory at one time."""
+"""Users whose profiles and slates are in memory at one time."""
 CHUNK_SCORES = 16_000_000
 """Scores in memory at one time: users times items."""
 
@@ -102,13 +111,22 @@ def _load_catalog(warehouse: Warehouse, version: str) -> _Catalog:
 def _slates(
     warehouse: Warehouse, catalog: _Catalog, user_ids: Sequence[str], k: int, now: datetime
 ) -> Iterator[pa.Table]:
-    """Rows of the mart, chunk by chunk of users."""
-    snapshot = read_watermark(warehouse, catalog.model.version)
+    """Rows of the mart, chunk by chunk of users. The histories are read once: each chunk would read all events."""
+    everybody = _load_histories(warehouse, catalog, user_ids)
     for start in range(0, len(user_ids), CHUNK_USERS):
         chosen = user_ids[start : start + CHUNK_USERS]
         profiles = load_profiles(warehouse, catalog.model.version, chosen)
-        histories, _ = load_histories(warehouse, catalog.model, catalog.items, snapshot, profiles.user_ids)
+        histories = select_users(everybody, np.arange(start, start + len(chosen)))
         yield _rows(catalog, profiles, histories, k, now)
+
+
+def _load_histories(warehouse: Warehouse, catalog: _Catalog, user_ids: Sequence[str]) -> Histories:
+    """In the order of ``user_ids``, at the version's watermark."""
+    model, recipe = catalog.model, catalog.model.recipe
+    snapshot = read_watermark(warehouse, model.version)
+    rows = load_history_rows(warehouse, recipe.event_types, recipe.interaction_half_life_days, snapshot)
+    embeddings = load_text_embeddings(warehouse, rows.texts["content_hash"], model.encoder_id, model.text_width)
+    return encode_histories(rows, model, catalog.items, user_ids, embeddings)[0]
 
 
 def _rows(catalog: _Catalog, profiles: Profiles, histories: Histories, k: int, now: datetime) -> pa.Table:

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tasks.domain.factor_model import Sweep
-from tasks.domain.histories import build_histories
+from tasks.domain.histories import build_histories, select_users
 from tasks.domain.item_fit import fit_items
 from tasks.domain.learning import UNLEARNED, learn_recipe
 from tasks.domain.ports import Resources, Transaction, Warehouse
-from tasks.domain.profiles import ItemSpace, Profiles, Recipe, compute_profiles
+from tasks.domain.profiles import Histories, ItemSpace, Profiles, Recipe, compute_profiles, join_profiles
 from tasks.domain.records import Receipt
 from tasks.domain.splits import split_user_tail
 from tasks.domain.vectors import lists_from_matrix, matrix_from_lists
@@ -37,6 +37,8 @@ from tasks.training_inputs import (
 )
 from warehouse.catalog import query_sql
 
+CHUNK_USERS = 8192
+"""Users whose profiles are computed at one time."""
 WARM_SWEEPS = 2
 """Sweeps of a fit that goes on from the serving version: ``docs/benchmarks.md``."""
 logger = logging.getLogger(__name__)
@@ -131,7 +133,7 @@ def refit_version(resources: Resources, plan: VersionPlan, *, now: datetime) -> 
             n_threads=n_threads,
         )
         histories = build_histories(inputs.log, inputs.texts, inputs.user_ids)
-        profiles = compute_profiles(histories, items, model.recipe, n_threads=n_threads)
+        profiles = _profiles(histories, items, model.recipe, n_threads)
         sweep_rows = _sweep_rows(plan.version, "refit", sweeps, warm.version if warm else None)
         _write_fit(warehouse, plan, inputs, items, profiles, sweep_rows, now)
     seconds = time.perf_counter() - started
@@ -140,6 +142,16 @@ def refit_version(resources: Resources, plan: VersionPlan, *, now: datetime) -> 
     location = "item_factors, user_factors, user_profiles, factor_sweeps, watermarks"
     note = _notes(f"{len(sweeps)} sweeps from {warm.version}" if warm else "", _missing_note(inputs))
     return Receipt("refit", len(inputs.log.user), n_items + n_users, location, seconds, plan.version, note=note)
+
+
+def _profiles(histories: Histories, items: ItemSpace, recipe: Recipe, n_threads: int) -> Profiles:
+    """Everybody's, made for some users at a time: the means of the texts would take more than all else."""
+    n_users = len(histories.user_ids)
+    starts = range(0, max(n_users, 1), CHUNK_USERS)
+    chunks = (np.arange(start, min(start + CHUNK_USERS, n_users)) for start in starts)
+    return join_profiles(
+        [compute_profiles(select_users(histories, rows), items, recipe, n_threads=n_threads) for rows in chunks]
+    )
 
 
 def _write_fit(

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -190,6 +190,16 @@ def compute_profiles(histories: Histories, items: ItemSpace, recipe: Recipe, *, 
         beta=beta,
         drift=drift,
         seen=_seen(histories.interactions, items),
+    )
+
+
+def join_profiles(parts: Sequence[Profiles]) -> Profiles:
+    """Profiles of several groups of users, one after the other; ``parts`` must not be empty."""
+    arrays = ("text", "factors", "n_history", "alpha", "beta", "drift")
+    return Profiles(
+        user_ids=tuple(chain.from_iterable(part.user_ids for part in parts)),
+        seen=tuple(chain.from_iterable(part.seen for part in parts)),
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays},
     )
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import tasks.train
 from tasks.domain.errors import NotFoundError, TrainingError
 from tasks.domain.evaluation import EvaluationReport, MetricValue
 from tasks.domain.factor_model import FactorParameters
@@ -75,8 +76,10 @@ def test_a_training_writes_a_whole_version(small_world):
     ])["user_tail"]["fused"] == pytest.approx(report.find("user_tail", "fused").value, abs=1e-6)  # fmt: skip
 
 
-def test_profiles_of_the_training_are_those_of_a_refresh_at_its_snapshot(small_world):
+@pytest.mark.parametrize("chunk_users", [tasks.train.CHUNK_USERS, 7])
+def test_profiles_of_the_training_are_those_of_a_refresh_at_its_snapshot(chunk_users, small_world, monkeypatch):
     """The same SQL and the same functions feed both; the last user half-step is the fold-in."""
+    monkeypatch.setattr(tasks.train, "CHUNK_USERS", chunk_users)
     plan, _ = train(small_world, evaluate=False)
     small_world.add_events(small_world.event("u03", "i05"))  # after the training's snapshot
     with small_world.resources.warehouse(read_only=True) as warehouse:
