@@ -6,10 +6,10 @@ FOLDERS := flows serving tasks warehouse infra
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test lint format types imports wheel check bench docs lock clean
+.PHONY: help setup demo up test lint format types imports wheel check bench bench-all docs lock clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if v >= (3, 11) else \
@@ -56,7 +56,10 @@ wheel: .venv/.dev ## Build the wheel and import it in an empty environment
 
 check: lint types imports wheel test ## Everything that CI runs
 
-bench: .venv/.dev ## Run the benchmarks (after make demo); each prints one JSON object as its last line
+bench: .venv/.dev ## How seconds and memory of every stage grow (15 minutes); the last line is one JSON object
+	@$(BIN)/python -m benchmarks.growth --json $(ARGS)
+
+bench-all: .venv/.dev ## Run every benchmark (after make demo); each prints one JSON object as its last line
 	@for name in $$(ls benchmarks/*.py | xargs -n1 basename | sed 's/\.py$$//' | grep -v __init__); do \
 	  echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name --json || exit 1; done
 

@@ -176,9 +176,10 @@ def _run_stages(
 
 def _lines(job: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
     assert job.stdout is not None
-    for line in job.stdout:
-        if line.startswith("{"):
-            yield json.loads(line)
+    with job.stdout as lines:
+        for line in lines:
+            if line.startswith("{"):
+                yield json.loads(line)
 
 
 def _end(job: "subprocess.Popen[str]") -> None:

@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--touched", type=int, nargs="+", default=[10, 100, 1000, 4000], help="users of a refresh")
     parser.add_argument("--repeat", type=int, default=3, help="refreshes of each size")
     parser.add_argument("--home", type=Path, help="a generated lake to keep and use again (default: a temporary one)")
+    parser.add_argument("--json", action="store_true", help="accepted by every benchmark; the object is always printed")
     arguments = parser.parse_args()
     home = arguments.home or Path(tempfile.mkdtemp(prefix="nearline-refresh-"))
     try:
