@@ -85,7 +85,7 @@ def test_outcomes_are_written_and_a_failed_stop_raises_with_everything_to_know(r
 
 def test_a_warning_is_logged_and_goes_on(resources, caplog):
     record_checks(resources, "transform", [PASSED, WARNED], run_id="r", now=NOW)
-    assert "stg_items.title" in caplog.text
+    assert "table=stg_items column=title" in caplog.text
     assert len(written(resources)) == 2
 
 
