@@ -2,12 +2,13 @@
 
     python -m benchmarks.kills [--only daily_batch] [--sample 6] [--seed 0] [--jobs 2] [--json]
 
-``daily_batch``, ``nearline``, ``maintenance``, ``rollback`` and ``import`` run on the small world of the tests, each in
-a process of its own. One undisturbed run of each tells at which moments it can be killed: before and after each step
-that the code names (``tasks.progress.step``): commits, the writes of the index, switches, files that appear. Then for
-each moment: a fresh copy of the world, a run that gets SIGKILL there, the same command again, the loop until nothing
-is new, and housekeeping. The books must then be right by themselves (no row twice, no half version, every profile that
-of its history, no orphan) and those of the undisturbed run. A worker is killed under each stage that runs on Dask, too.
+``daily_batch``, ``nearline``, ``maintenance``, ``rollback``, ``import`` and ``erase`` run on the small world of the
+tests, each in a process of its own. One undisturbed run of each tells at which moments it can be killed: before and
+after each step that the code names (``tasks.progress.step``): commits, the writes of the index, switches, files that
+appear. Then for each moment: a fresh copy of the world, a run that gets SIGKILL there, the same command again, the loop
+until nothing is new, and housekeeping. The books must then be right by themselves (no row twice, no half version, every
+profile that of its history, no orphan) and those of the undisturbed run. A worker is killed under
+each stage that runs on Dask, too.
 
 The last line is one JSON object.
 """
@@ -35,11 +36,15 @@ from tests.conftest import copy_home
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one kill: what is wrong, in sentences; seconds from the copy to the end of the audit."""
+    """What came of one kill, or several in a row: what is wrong, in sentences; seconds from the copy to the end of the
+    audit."""
 
-    point: Point
+    points: tuple[Point, ...]
     problems: tuple[str, ...]
     seconds: float
+
+    def __str__(self) -> str:
+        return ", then ".join(map(str, self.points))
 
 
 class Harness:
@@ -52,7 +57,7 @@ class Harness:
         self._points: dict[str, list[Point]] = {}
 
     def points(self, command: str) -> list[Point]:
-        """The moments of a command, from an undisturbed run; with it go the books that are expected."""
+        """The moments of a command, from an undisturbed run."""
         if command not in self._points:
             home = self._folder / command / "undisturbed"
             if self._built is None:
@@ -60,26 +65,35 @@ class Harness:
             call(runs.prepare_home, command, self._built, self._start(command))
             _copy(self._start(command), home)
             self._points[command] = call(runs.record, command, home)
+        return self._points[command]
+
+    def expected(self, command: str) -> Books:
+        """The books after an undisturbed run. Raises AssertionError if something is wrong with them."""
+        self.points(command)
+        if command not in self._expected:
+            home = self._folder / command / "undisturbed"
             problems, self._expected[command] = call(_audit, command, home, again=False)
             if problems:
                 raise AssertionError(f"{command} without a kill: {'; '.join(problems)}")
-        return self._points[command]
+        return self._expected[command]
 
-    def kill(self, point: Point) -> Outcome:
-        """Kill one run there, run it again, and look at the books."""
-        began = time.monotonic()
-        home = Path(tempfile.mkdtemp(dir=self._folder / point.command)) / "var"
-        _copy(self._start(point.command), home)
-        code = run(runs.run_until, point.command, home, point)
+    def kill(self, *points: Point) -> Outcome:
+        """Kill a run at the first point, the next one at the second (if it still comes there), and so on; run it once
+        more, and look at the books."""
+        command = points[0].command
+        expected, began = self.expected(command), time.monotonic()
+        home = Path(tempfile.mkdtemp(dir=self._folder / command)) / "var"
+        _copy(self._start(command), home)
+        codes = [run(runs.run_until, command, home, point) for point in points]
         problems: list[str] = []
-        if code != -signal.SIGKILL:
-            problems.append(f"it was to be killed and ended with {code}")
+        if codes[0] != -signal.SIGKILL or not {*codes} <= {0, -signal.SIGKILL}:
+            problems.append(f"it was to be killed and ended with {codes}")
         else:
-            found, books = call(_audit, point.command, home, again=True)
-            problems += [*found, *compare_books(books, self._expected[point.command])]
+            found, books = call(_audit, command, home, again=True)
+            problems += [*found, *compare_books(books, expected)]
         if not problems:
             shutil.rmtree(home.parent)
-        return Outcome(point, tuple(problems), time.monotonic() - began)
+        return Outcome(points, tuple(problems), time.monotonic() - began)
 
     def _start(self, command: str) -> Path:
         return self._folder / command / "start"
@@ -100,12 +114,13 @@ def main() -> None:
     for command in [arguments.only] if arguments.only else COMMANDS:
         points = harness.points(command)
         chosen = choose(points, arguments.sample or len(points), arguments.seed)
+        harness.expected(command)
         with ThreadPoolExecutor(arguments.jobs) as pool:
             for outcome in pool.map(harness.kill, chosen):
                 outcomes.append(outcome)
                 if not arguments.json:
                     print(
-                        f"  {outcome.seconds:5.1f} s  {outcome.point}",
+                        f"  {outcome.seconds:5.1f} s  {outcome}",
                         *outcome.problems,
                         sep="\n          ",
                         flush=True,
@@ -133,7 +148,7 @@ def _kill_workers(folder: Path) -> dict[str, dict[str, Any]]:
 def _by_command(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for outcome in outcomes:
-        about = found.setdefault(outcome.point.command, {"kills": 0, "wrong": 0, "seconds": 0.0})
+        about = found.setdefault(outcome.points[0].command, {"kills": 0, "wrong": 0, "seconds": 0.0})
         about["kills"] += 1
         about["wrong"] += bool(outcome.problems)
         about["seconds"] = round(about["seconds"] + outcome.seconds, 1)
@@ -141,7 +156,7 @@ def _by_command(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
 
 
 def _wrong(outcome: Outcome) -> dict[str, Any]:
-    return {"point": str(outcome.point), "problems": outcome.problems}
+    return {"killed": str(outcome), "problems": outcome.problems}
 
 
 def _audit(command: str, home: Path, *, again: bool) -> tuple[list[str], Books]:

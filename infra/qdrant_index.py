@@ -237,7 +237,8 @@ class QdrantIndex:
             points: list[models.ExtendedPointId] = [point_id(user_id) for user_id in batch]
             with suppress(NotFoundError), self._asking(f"Deleting users of version {version!r}", version):
                 n_found += self._client.count(collection, count_filter=with_ids(batch), exact=True).count
-                self._client.delete(collection, models.PointIdsList(points=points), wait=True)
+                with step("delete users"):
+                    self._client.delete(collection, models.PointIdsList(points=points), wait=True)
                 if self._local is not None:
                     _forget(self._local.collections[collection], points)
         return n_found

@@ -44,6 +44,7 @@ class Measured:
 
 def fit_stage(points: Sequence[Measured]) -> dict[str, Any]:
     """Exponents of one stage in each family that has two sizes or more above the floor; None for the others.
+    ``last_two`` is the slope between the largest two: where it is above the exponent, growth gets worse.
 
     ``exponent`` is the highest of one growing number, ``is_within`` whether it is at most 1.15 (None where nothing was
     long enough to tell).
@@ -76,8 +77,15 @@ def _fit_family(family: Family, points: Sequence[Measured]) -> dict[str, Any] | 
     sizes = [_grown(family)(point) for point in chosen]
     if len(set(sizes)) < 2:
         return None
-    slope = np.polyfit(np.log(sizes), np.log([point.seconds for point in chosen]), 1)[0]
-    return {"exponent": round(float(slope), 3), "sizes": [point.size for point in chosen]}
+    slopes = [
+        float(np.polyfit(np.log(sizes[start:]), np.log([point.seconds for point in chosen[start:]]), 1)[0])
+        for start in (0, -2)
+    ]
+    return {
+        "exponent": round(slopes[0], 3),
+        "last_two": round(slopes[1], 3),
+        "sizes": [point.size for point in chosen],
+    }
 
 
 def _members(family: Family, points: Sequence[Measured]) -> list[Measured]:

@@ -9,7 +9,7 @@ import csv
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,8 +23,8 @@ from infra.settings import load_settings
 
 prepare_prefect(load_settings(home=Path.home()), quiet=True)  # before Prefect is imported; nothing is written there
 
-import great_expectations  # noqa: E402, F401 -- a child that is forked from here has them already
-import qdrant_client  # noqa: E402, F401
+import pyarrow as pa  # noqa: E402
+import qdrant_client  # noqa: E402, F401 -- a child that is forked from here has it already
 from prefect import Task  # noqa: E402
 from prefect.logging import disable_run_logger  # noqa: E402
 
@@ -33,12 +33,15 @@ from flows import daily_batch, maintenance, nearline, stages  # noqa: E402
 from flows.clock import utc_now  # noqa: E402
 from flows.run_context import share_resources  # noqa: E402
 from tasks.domain.fold_in import load_kernels  # noqa: E402
+from tasks.domain.records import CheckResult  # noqa: E402
+from tasks.erase import erase_user  # noqa: E402
 from tasks.ingest import import_files  # noqa: E402
 from tasks.progress import StageEvent, watch_stages, watch_steps  # noqa: E402
 from tasks.publish import load_history, publish_version, rollback  # noqa: E402
+from tasks.refresh import refresh  # noqa: E402
 from tasks.slates import write_slates  # noqa: E402
 from tests.conftest import SmallResources, SmallWorld, copy_home, fill  # noqa: E402
-from warehouse.catalog import contracts  # noqa: E402
+from warehouse.catalog import Contract, contracts  # noqa: E402
 
 load_kernels()
 contracts()
@@ -71,6 +74,28 @@ class Command:
     prepare: Callable[[Path, Path], None]
     again: Callable[[SmallResources, datetime], object] | None = None
     later: timedelta = timedelta(0)
+
+
+@dataclass(frozen=True)
+class _KilledResources(SmallResources):
+    """The small world's, with gates whose checks pass unseen: looking took most of the time of a run, and what is
+    looked at here are the books."""
+
+    def validator(self) -> "_Unseeing":
+        return _Unseeing()
+
+
+class _Unseeing:
+    def validate(
+        self, contract: Contract, rows: pa.Table, *, parameters: Mapping[str, Any] | None = None
+    ) -> list[CheckResult]:
+        return [
+            CheckResult(contract.table, check.expectation, None, check.severity, True, f"{rows.num_rows} rows", "any")
+            for check in contract.checks
+        ]
+
+    def write_docs(self) -> Path | None:
+        return None
 
 
 def build_world(folder: Path) -> Path:
@@ -122,10 +147,9 @@ def run_again(command: str, home: Path) -> None:
 
 def settle(home: Path) -> None:
     """The loop, until nothing is new."""
-    with _acting("nearline", home, lambda _point: None) as resources:
+    with _acting("nearline", home, lambda _point: None):
         while nearline.nearline.fn().name != flows.run_report.SKIPPED:
             nearline._quiet.clear()  # noqa: SLF001 -- every turn of another process looks
-        del resources
 
 
 def tidy(home: Path) -> None:
@@ -136,7 +160,7 @@ def tidy(home: Path) -> None:
 
 def open_small(home: Path) -> SmallResources:
     """The small world's resources on a home."""
-    return SmallResources(load_settings(home=home))
+    return _KilledResources(load_settings(home=home))
 
 
 def taking_steps() -> set[str]:
@@ -145,7 +169,7 @@ def taking_steps() -> set[str]:
     found = set()
     for file in sorted((ROOT / "tasks").glob("*.py")):
         for name, function in _functions(ast.parse(file.read_text()).body, f"tasks.{file.stem}"):
-            if any(_is_step(node) for node in _own_nodes(function)):
+            if any(_is_step(node) for node in ast.walk(function)):
                 found.add(name)
     return found
 
@@ -180,10 +204,6 @@ def _functions(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.AST
             yield f"{prefix}.{node.name}", node
         elif isinstance(node, ast.ClassDef):
             yield from _functions(node.body, f"{prefix}.{node.name}")
-
-
-def _own_nodes(function: ast.AST) -> Iterator[ast.AST]:
-    yield from ast.walk(function)
 
 
 _WRITES = frozenset({
@@ -332,6 +352,7 @@ def _prepare_maintenance(built: Path, home: Path) -> None:
     publish_version(world.resources, "v3", now=world.tick())
     write_slates(world.resources, "v3", now=world.tick())
     world.add_events(world.event("u07", "i06"))
+    refresh(world.resources, now=world.tick(), version="v3")  # its watermark can move alone, the others cannot
     left = home / "staging" / "item_embeddings" / "left"
     left.mkdir(parents=True)
     (left / "text.partial-1").write_text("half")
@@ -350,4 +371,5 @@ COMMANDS = {
     ),
     "rollback": Command(_go_back, _prepare_rollback, again=_go_back_unless_done),
     "import": Command(_import, _prepare_import),
+    "erase": Command(lambda resources, now: erase_user(resources, "u03", now=now), _prepare_nearline),
 }

@@ -62,7 +62,15 @@ def test_versions_past_their_time_go_with_their_rows(three_versions):
 def test_every_table_with_rows_of_a_version_is_cleared():
     from warehouse.catalog import contracts
 
-    keeps_history = {"model_versions", "eval_metrics", "factor_sweeps", "gate_results", "publications", "nearline_runs"}
+    keeps_history = {
+        "model_versions",
+        "eval_metrics",
+        "factor_sweeps",
+        "gate_results",
+        "publications",
+        "nearline_runs",
+        "flow_runs",
+    }
     with_version = {
         name for name, contract in contracts().items() if any(column.name == "version" for column in contract.columns)
     }

@@ -34,7 +34,8 @@ def test_exponents_are_those_of_each_growing_number():
     points = [measured(n, m, 2e-8 * n * m**1.1) for n, m in ((1000, 10**6), (10**4, 10**5), (10**4, 10**6))]
     points += [measured(1000, 10**5, 0.3), measured(1682, 10**5, 900.0, means="demo")]
     fit = fit_stage(points)
-    assert fit["by"]["events"] == {"exponent": 1.1, "sizes": ["10000x100000", "10000x1000000"]}
+    sizes = ["10000x100000", "10000x1000000"]
+    assert fit["by"]["events"] == {"exponent": 1.1, "last_two": 1.1, "sizes": sizes}
     assert fit["by"]["items"]["exponent"] == 1.0
     assert fit["exponent"] == 1.1 and fit["is_within"]
     assert fit_stage([measured(1000, 10**5, 0.3)])["is_within"] is None
