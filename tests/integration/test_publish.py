@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -351,6 +352,7 @@ def test_a_reader_during_a_publication_always_gets_a_whole_version(two_versions)
                 version = index.serving_version()
                 hits = index.search(version, query[version], 5, IndexFilter())
                 seen.append((version, index.count(version), len(hits)))
+                time.sleep(0.01)
 
     query = {version: _projection(two_versions, version).users[0] for version in ("v2", "v3")}
     reader = threading.Thread(target=read)
@@ -358,6 +360,7 @@ def test_a_reader_during_a_publication_always_gets_a_whole_version(two_versions)
     publish_version(two_versions.resources, "v3", now=two_versions.tick())
     while not seen or seen[-1][0] != "v3":
         assert reader.is_alive()
+        time.sleep(0.01)
     stop.set()
     reader.join()
 
