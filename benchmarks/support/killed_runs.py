@@ -90,7 +90,10 @@ class _Unseeing:
         self, contract: Contract, rows: pa.Table, *, parameters: Mapping[str, Any] | None = None
     ) -> list[CheckResult]:
         return [
-            CheckResult(contract.table, check.expectation, None, check.severity, True, f"{rows.num_rows} rows", "any")
+            CheckResult(
+                contract.table, check.expectation, ", ".join(check.columns) or None, check.severity, True,
+                f"{rows.num_rows} rows", "any",
+            )
             for check in contract.checks
         ]
 
