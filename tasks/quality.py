@@ -4,7 +4,7 @@ What a gate checks stands in the contracts under ``warehouse/models``; ``docs/ga
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import groupby
@@ -51,22 +51,88 @@ def check_gate(
     the limits of the settings. The outcomes are written to ``gate_results``. Raises GateError if a check with
     severity stop failed.
     """
+    results = list(_outcomes(resources, gate, rows, _given(resources, gate, version, parameters), _all_checks))
+    record_checks(resources, gate, results, run_id=run_id, now=now, version=version)
+    return results
+
+
+def check_gate_in_parts(
+    resources: Resources,
+    gate: str,
+    parts: Iterable[Mapping[str, pa.Table]],
+    *,
+    run_id: str,
+    now: datetime,
+    version: str | None = None,
+) -> list[CheckResult]:
+    """``check_gate`` over rows that are made on the way, and are too many to be held together.
+
+    Checks on rows look at each of ``parts`` as it comes; after one in which a check with severity stop failed, no other
+    is asked for. Checks with a query look at all parts at the end, of which the columns that the query names are kept.
+    """
+    given = _given(resources, gate, version, None)
+    seen: list[Mapping[str, pa.Table]] = []
+    outcomes: list[list[CheckResult]] = []
+    for rows in parts:
+        outcomes.append(list(_outcomes(resources, gate, rows, given, _checks_on_rows)))
+        seen.append({table: _in_queries(contracts()[table], gate, part) for table, part in rows.items()})
+        if _stopping(outcomes[-1]):
+            break
+    results = [_joined(same) for same in zip(*outcomes, strict=True)]
+    if seen and not _stopping(results):
+        whole = {table: pa.concat_tables(rows[table] for rows in seen) for table in seen[0]}
+        results += _outcomes(resources, gate, whole, given, _checks_with_queries)
+    record_checks(resources, gate, results, run_id=run_id, now=now, version=version)
+    return results
+
+
+def _given(
+    resources: Resources, gate: str, version: str | None, parameters: Mapping[str, Any] | None
+) -> Mapping[str, Any]:
     if gate not in GATES:
         raise InputError(f"There is no gate {gate!r}. Gates: {', '.join(GATES)}.")
+    return {"version": version, **resources.gate_limits, **(parameters or {})}
+
+
+def _outcomes(
+    resources: Resources,
+    gate: str,
+    rows: Mapping[str, pa.Table] | None,
+    given: Mapping[str, Any],
+    chosen: Callable[[Contract, str], Sequence[Check]],
+) -> Iterator[CheckResult]:
     rows = None if rows is None else {table: _completed(table, part) for table, part in rows.items()}
-    given = {"version": version, **resources.gate_limits, **(parameters or {})}
     validator = resources.validator()
-    results: list[CheckResult] = []
     with resources.warehouse(read_only=True) as warehouse:
         for contract in _contracts_of(gate, rows):
-            for part in _parts(contract.gate_checks(gate)):
+            for part in _parts(chosen(contract, gate)):
                 asked = replace(contract, checks=part)
                 batches = (
                     _answer(warehouse, asked, given, rows) if part[0].query else _batches(warehouse, asked, given, rows)
                 )
-                results += _validated(validator, asked, batches, given)
-    record_checks(resources, gate, results, run_id=run_id, now=now, version=version)
-    return results
+                yield from _validated(validator, asked, batches, given)
+
+
+def _all_checks(contract: Contract, gate: str) -> Sequence[Check]:
+    return contract.gate_checks(gate)
+
+
+def _checks_on_rows(contract: Contract, gate: str) -> Sequence[Check]:
+    return [check for check in contract.gate_checks(gate) if not check.query]
+
+
+def _checks_with_queries(contract: Contract, gate: str) -> Sequence[Check]:
+    return [check for check in contract.gate_checks(gate) if check.query]
+
+
+def _in_queries(contract: Contract, gate: str, rows: pa.Table) -> pa.Table:
+    """The columns of a table that the queries of its checks name."""
+    sql = " ".join(query_sql(check.query) for check in _checks_with_queries(contract, gate))
+    return rows.select([name for name in rows.column_names if name in sql])
+
+
+def _stopping(results: Sequence[CheckResult]) -> list[CheckResult]:
+    return [result for result in results if not result.passed and result.severity == "stop"]
 
 
 def record_checks(
@@ -85,7 +151,7 @@ def record_checks(
     """
     if not results:
         return
-    failed = [result for result in results if not result.passed and result.severity == "stop"]
+    failed = _stopping(results)
 
     def write(transaction: Transaction) -> None:
         write_checks(transaction, gate, results, run_id=run_id, now=now, version=version)

@@ -6,7 +6,7 @@ It knows nothing of the index: scores are exact products of the warehouse's own 
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ from tasks.model_state import (
     load_text_embeddings,
     load_version,
 )
-from tasks.quality import check_gate
+from tasks.quality import check_gate_in_parts
 from tasks.refresh import read_watermark
 from warehouse.catalog import query_sql
 
@@ -66,7 +66,7 @@ def write_slates(
     """The ``k`` best available items that each user has not met, with parts and reasons, into the mart.
 
     Scores are those of the stored profiles, reasons those of the histories at the version's watermark; equal scores
-    are ordered by item id. Each chunk passes the ``slates`` gate; then all rows of the version are replaced in one
+    are ordered by item id. All chunks pass the ``slates`` gate; then all rows of the version are replaced in one
     commit. Raises InputError for ``k`` outside 1 to 500, NotFoundError for an unknown version, and GateError.
     """
     check_slate_length(k)
@@ -78,11 +78,9 @@ def write_slates(
         catalog = _load_catalog(warehouse, version)
         user_ids = warehouse.read(query_sql("user_ids_of_version"), {"version": version})["user_id"].to_pylist()
         folder.mkdir(parents=True)
-        paths = []
-        for number, rows in enumerate(_slates(warehouse, catalog, user_ids, k, now)):
-            check_gate(resources, "slates", run_id=run_id, now=now, version=version, rows={TABLE: rows})
-            paths.append(folder / f"{number:06}.parquet")
-            pq.write_table(rows, paths[-1])
+        written = _written(folder, _slates(warehouse, catalog, user_ids, k, now))
+        check_gate_in_parts(resources, "slates", written, run_id=run_id, now=now, version=version)
+        paths = sorted(folder.glob("*.parquet"))
         n_rows = warehouse.commit(lambda transaction: _replace(transaction, version, paths))
     shutil.rmtree(folder)
     seconds = time.perf_counter() - started
@@ -118,6 +116,13 @@ def _slates(
         profiles = load_profiles(warehouse, catalog.model.version, chosen)
         histories = select_users(everybody, np.arange(start, start + len(chosen)))
         yield _rows(catalog, profiles, histories, k, now)
+
+
+def _written(folder: Path, chunks: Iterable[pa.Table]) -> Iterator[dict[str, pa.Table]]:
+    """Each chunk as the gate takes it, once it stands in a file."""
+    for number, rows in enumerate(chunks):
+        pq.write_table(rows, folder / f"{number:06}.parquet")
+        yield {TABLE: rows}
 
 
 def _load_histories(warehouse: Warehouse, catalog: _Catalog, user_ids: Sequence[str]) -> Histories:

@@ -13,6 +13,8 @@ from tasks.domain.fusion import Fusion
 
 Floats = npt.NDArray[np.float32]
 MAX_SLATE = 500
+BLOCK = 64
+"""Items of which ``top_items`` looks at the highest score first."""
 
 
 class TopItems(NamedTuple):
@@ -40,7 +42,7 @@ def top_items(scores: Floats, k: int, blocked: npt.NDArray[np.bool_]) -> TopItem
     """
     n_users, n_items = scores.shape
     n_kept = min(k, n_items)
-    open_scores = np.where(blocked, -np.inf, scores).astype(np.float32)
+    open_scores = np.where(blocked, np.float32(-np.inf), scores).astype(np.float32, copy=False)
     rows = np.full((n_users, k), -1, np.int64)
     best = np.full((n_users, k), -np.inf, np.float32)
     if n_users and n_kept:
@@ -53,12 +55,28 @@ def top_items(scores: Floats, k: int, blocked: npt.NDArray[np.bool_]) -> TopItem
 
 
 def _candidates(scores: Floats, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Users and items at or above each user's k-th score, by user, then falling score, then item."""
-    n_items = scores.shape[1]
-    kth = np.partition(scores, n_items - k, axis=1)[:, n_items - k]
-    user, item = np.nonzero((scores >= kth[:, None]) & (scores > -np.inf))
+    """Users and items at or above a score that ``k`` items of the user reach, by user, falling score, then item."""
+    floor = _kth_highest(_block_maxima(scores) if scores.shape[1] >= 2 * k * BLOCK else scores, k)
+    user, item = np.nonzero(scores >= np.maximum(floor, np.finfo(np.float32).min)[:, None])
     order = np.lexsort((item, -scores[user, item], user))
     return user[order], item[order]
+
+
+def _block_maxima(scores: Floats) -> Floats:
+    """The highest of every ``BLOCK`` scores of a row, (n_users, n_items // BLOCK); the last few items are in no block.
+
+    Each is a score of another item, so that the k-th highest of them is not above the k-th highest of all, and little
+    below it: it is found without ordering all scores.
+    """
+    n_users, n_blocks = len(scores), scores.shape[1] // BLOCK
+    maxima: Floats = scores[:, : n_blocks * BLOCK].reshape(n_users, BLOCK, n_blocks).max(axis=1)
+    return maxima
+
+
+def _kth_highest(scores: Floats, k: int) -> Floats:
+    n = scores.shape[1]
+    highest: Floats = np.partition(scores, n - k, axis=1)[:, n - k]
+    return highest
 
 
 def _ranks(user: npt.NDArray[np.int64], n_users: int) -> npt.NDArray[np.int64]:

@@ -100,6 +100,38 @@ def test_the_gate_keeps_the_slates_that_are_there(small_world, monkeypatch):
     assert mart(small_world) == before
 
 
+def gate_rows(world, run_id):
+    with world.resources.warehouse(read_only=True) as warehouse:
+        sql = "select * from gate_results where gate = 'slates' and run_id = $run_id order by expectation, column_name"
+        return warehouse.read(sql, {"run_id": run_id}).to_pylist()
+
+
+def test_many_chunks_leave_the_outcomes_of_one(small_world, monkeypatch):
+    write_slates(small_world.resources, "v1", now=small_world.tick(), run_id="whole")
+    monkeypatch.setattr(tasks.slates, "CHUNK_USERS", 7)
+    write_slates(small_world.resources, "v1", now=small_world.tick(), run_id="parts")
+    whole, parts = gate_rows(small_world, "whole"), gate_rows(small_world, "parts")
+    assert [row["passed"] for row in parts] == [row["passed"] for row in whole] == [True] * len(whole)
+    [coverage] = [row for row in parts if row["column_name"] == "missing_share"]
+    assert coverage["observed"] == "0"
+
+
+def test_what_one_chunk_lacks_is_not_passed_over(small_world, monkeypatch):
+    monkeypatch.setattr(tasks.slates, "CHUNK_USERS", 7)
+
+    def first_user_has_none(scores, k, blocked):
+        top = top_items(scores, k, blocked)
+        top.rows[0] = -1
+        return top
+
+    top_items = tasks.slates.top_items
+    monkeypatch.setattr(tasks.slates, "top_items", first_user_has_none)
+    write_slates(small_world.resources, "v1", now=small_world.tick(), run_id="gaps")
+    [coverage] = [row for row in gate_rows(small_world, "gaps") if row["column_name"] == "missing_share"]
+    assert not coverage["passed"]
+    assert float(coverage["observed"]) == pytest.approx(5 / 30, abs=1e-3)
+
+
 def test_bad_requests(small_world):
     with pytest.raises(InputError, match="from 1 to 500"):
         write_slates(small_world.resources, "v1", now=small_world.tick(), k=0)

@@ -21,10 +21,11 @@ def test_ties_at_the_edge_go_to_the_lower_column():
     assert top.rows.tolist() == [[1, 4, 0, 2]]
 
 
-def test_equals_a_full_sort_on_random_scores_with_many_ties():
+@pytest.mark.parametrize(("n_items", "n_scores"), [(30, 6), (1000, 50), (1000, 10**9)])
+def test_equals_a_full_sort_on_random_scores_with_many_ties(n_items, n_scores):
     rng = np.random.default_rng(3)
-    scores = rng.integers(0, 6, (40, 30)).astype(np.float32)
-    blocked = rng.random((40, 30)) < 0.4
+    scores = rng.integers(0, n_scores, (40, n_items)).astype(np.float32)
+    blocked = rng.random((40, n_items)) < np.where(np.arange(40)[:, None] % 8, 0.4, 0.995)
     top = top_items(scores, 7, blocked)
     for user in range(40):
         order = sorted(np.flatnonzero(~blocked[user]), key=lambda item: (-scores[user, item], item))
