@@ -98,7 +98,7 @@ def check_leftovers(resources: Resources) -> Iterator[str]:
     collections = resources.home / "index" / "qdrant"
     if collections.exists():
         named = set(json.loads((collections / "meta.json").read_text())["collections"])
-        for name in sorted({folder.name for folder in (collections / "collection").iterdir()} ^ named):
+        for name in sorted({folder.name for folder in collections.glob("collection/*")} ^ named):
             yield f"the collection {name} has a folder or a name, and not both"
     halves = ("staging/**/*", "**/*.partial*", "**/*.unfinished*", "**/*.tmp", "**/adopted-*.parquet.*")
     for pattern in halves:

@@ -91,8 +91,13 @@ class _Unseeing:
     ) -> list[CheckResult]:
         return [
             CheckResult(
-                contract.table, check.expectation, ", ".join(check.columns) or None, check.severity, True,
-                f"{rows.num_rows} rows", "any",
+                contract.table,
+                check.expectation,
+                ", ".join(check.columns) or None,
+                check.severity,
+                True,
+                f"{rows.num_rows} rows",
+                "any",
             )
             for check in contract.checks
         ]

@@ -4,7 +4,7 @@ It knows nothing of who is folded when, or of requests.
 """
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -70,9 +70,10 @@ class Folder:
 
         ``catalog`` are the ids of ``stg_items``.
         """
+        since = self._texts.n_cleared  # read before the rows: their texts may be cleared while they are folded
         raw = self.histories.load(user_ids)
         rows = self._model(state.model, catalog, raw, user_ids)
-        embeddings = self._texts.load(state.model, rows.texts)
+        embeddings = self._texts.load(state.model, rows.texts, since)
         histories = _encode(rows, state, user_ids, embeddings)
         profiles = compute_profiles(histories, state.items, state.model.recipe)
         fusion = state.model.recipe.fusion
@@ -91,7 +92,7 @@ class Folder:
 
     def embeddings(self, model: ModelVersion, content_hashes: pa.ChunkedArray) -> dict[str, Floats]:
         """Vectors (text_width,) of users' texts by content hash, as a fold takes them; the others are left out."""
-        return self._texts.known(model, content_hashes)
+        return self._texts.known(model, content_hashes, self._texts.n_cleared)
 
     def forget_missing_texts(self) -> None:
         """Ask the warehouse again for texts that had no embedding."""
@@ -114,48 +115,58 @@ class Folder:
 
 @dataclass
 class _TextVectors:
-    """Embeddings of users' texts by encoder and content hash, the last ones used."""
+    """Embeddings of users' texts by encoder and content hash, the last ones used.
+
+    What was looked up ``since`` a state that is cleared by now is given out and not kept: it may be of an erased user.
+    """
 
     warehouse: Warehouse
     loaded_encoder: Callable[[], TextEncoder | None]
     vectors: dict[tuple[str, str], Floats] = field(default_factory=dict)
     missing: set[tuple[str, str]] = field(default_factory=set)
+    n_cleared: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def load(self, model: ModelVersion, texts: pa.Table) -> dict[str, Floats]:
-        found = self.known(model, texts["content_hash"])
+    def load(self, model: ModelVersion, texts: pa.Table, since: int) -> dict[str, Floats]:
+        found = self.known(model, texts["content_hash"], since)
         words = dict(zip(texts["content_hash"].to_pylist(), texts["text"].to_pylist(), strict=True))
         wanted = [content_hash for content_hash in words if content_hash not in found][:MAX_TEXTS]
         encoder = self.loaded_encoder() if wanted else None
         if encoder is not None and encoder.encoder_id == model.encoder_id:
             vectors = encoder.encode([words[content_hash] for content_hash in wanted])
-            found |= self._keep(model, dict(zip(wanted, vectors, strict=True)))
+            embedded = {h: np.array(v, np.float32) for h, v in zip(wanted, vectors, strict=True)}
+            self._keep(model, embedded, since)
+            found |= embedded
         return found
 
-    def known(self, model: ModelVersion, content_hashes: pa.ChunkedArray) -> dict[str, Floats]:
+    def known(self, model: ModelVersion, content_hashes: pa.ChunkedArray, since: int) -> dict[str, Floats]:
         """Those in memory or in the warehouse."""
         encoder_id = model.encoder_id
         hashes = pc.unique(content_hashes).to_pylist()
-        new = [h for h in hashes if (encoder_id, h) not in self.vectors and (encoder_id, h) not in self.missing]
+        kept = {h: self.vectors.get((encoder_id, h)) for h in hashes}
+        found = {h: vector for h, vector in kept.items() if vector is not None}
+        new = [h for h in hashes if h not in found and (encoder_id, h) not in self.missing]
         if new:
             column = pa.chunked_array([pa.array(new, pa.string())])
             stored = load_text_embeddings(self.warehouse, column, encoder_id, model.text_width)
-            self._keep(model, stored)
+            self._keep(model, stored, since)
             self.missing.update((encoder_id, h) for h in new if h not in stored)
-        pairs = ((h, self.vectors.get((encoder_id, h))) for h in hashes)
-        return {h: vector for h, vector in pairs if vector is not None}
+            found |= stored
+        return found
 
     def clear(self) -> None:
         with self.lock:
             self.vectors.clear()
             self.missing.clear()
+            self.n_cleared += 1
 
-    def _keep(self, model: ModelVersion, vectors: dict[str, Floats]) -> dict[str, Floats]:
+    def _keep(self, model: ModelVersion, vectors: Mapping[str, Floats], since: int) -> None:
         with self.lock:
+            if self.n_cleared != since:
+                return
             if len(self.vectors) + len(vectors) > MAX_KEPT_TEXTS:
                 self.vectors.clear()
             self.vectors.update({(model.encoder_id, h): np.array(v, np.float32) for h, v in vectors.items()})
-        return vectors
 
 
 def _encode(
