@@ -1,20 +1,21 @@
 """A kill at every step of every command, and then the books.
 
-    python -m benchmarks.kills [--only daily_batch] [--sample 6] [--seed 0] [--jobs 2] [--json]
+    python -m benchmarks.kills [--only daily_batch] [--sample 6] [--pairs 4] [--seed 0] [--jobs 2] [--json]
 
 ``daily_batch``, ``nearline``, ``maintenance``, ``rollback``, ``import`` and ``erase`` run on the small world of the
 tests, each in a process of its own. One undisturbed run of each tells at which moments it can be killed: before and
 after each step that the code names (``tasks.progress.step``): commits, the writes of the index, switches, files that
 appear. Then for each moment: a fresh copy of the world, a run that gets SIGKILL there, the same command again, the loop
 until nothing is new, and housekeeping. The books must then be right by themselves (no row twice, no half version, every
-profile that of its history, no orphan) and those of the undisturbed run. A worker is killed under
-each stage that runs on Dask, too.
+profile that of its history, no orphan) and those of the undisturbed run. Some runs are killed twice before they may
+end, at two moments drawn at random, and a worker is killed under each stage that runs on Dask.
 
 The last line is one JSON object.
 """
 
 import argparse
 import json
+import random
 import shutil
 import signal
 import tempfile
@@ -104,7 +105,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print only the JSON object")
     parser.add_argument("--only", choices=COMMANDS, help="one command alone")
-    parser.add_argument("--sample", type=int, help="so many kills of each command, and not all")
+    parser.add_argument("--sample", type=int, help="so many kills of each command, and not all; no workers")
+    parser.add_argument("--pairs", type=int, default=4, help="runs of each command that are killed twice")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2, help="kills at one time")
     arguments = parser.parse_args()
@@ -113,10 +115,13 @@ def main() -> None:
     harness, outcomes = Harness(folder), []
     for command in [arguments.only] if arguments.only else COMMANDS:
         points = harness.points(command)
-        chosen = choose(points, arguments.sample or len(points), arguments.seed)
+        kills: list[tuple[Point, ...]] = [
+            (point,) for point in choose(points, arguments.sample or len(points), arguments.seed)
+        ]
+        kills += choose_pairs(points, arguments.pairs, arguments.seed)
         harness.expected(command)
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            for outcome in pool.map(harness.kill, chosen):
+            for outcome in pool.map(lambda chosen: harness.kill(*chosen), kills):
                 outcomes.append(outcome)
                 if not arguments.json:
                     print(
@@ -126,7 +131,7 @@ def main() -> None:
                         flush=True,
                     )
     report = {"commands": _by_command(outcomes), "wrong": [_wrong(outcome) for outcome in outcomes if outcome.problems]}
-    if arguments.only is None:
+    if arguments.only is None and arguments.sample is None:
         report["workers"] = _kill_workers(folder)
     if not report["wrong"]:
         shutil.rmtree(folder)
@@ -139,6 +144,12 @@ def choose(points: Sequence[Point], n: int, seed: int) -> list[Point]:
     if n >= len(points):
         return list(points)
     return [points[(place * len(points) // n + seed) % len(points)] for place in range(n)]
+
+
+def choose_pairs(points: Sequence[Point], n: int, seed: int) -> list[tuple[Point, ...]]:
+    """``n`` pairs of the points, drawn at random: where a run is killed, and then the one after it."""
+    drawn = random.Random(seed)
+    return [(drawn.choice(points), drawn.choice(points)) for _ in range(n)]
 
 
 def _kill_workers(folder: Path) -> dict[str, dict[str, Any]]:

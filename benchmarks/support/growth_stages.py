@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, Self, TypeVar, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +64,10 @@ class GrowthResources(LocalResources):
         """The language model, or what stands in its place."""
         return SimulatedEncoder() if self.simulated_encoder else super().encoder()
 
+    def __reduce__(self) -> tuple[type[Self], tuple[Settings, bool]]:
+        """For a worker, which has no use for the index in this process's memory."""
+        return type(self), (self.settings, self.simulated_encoder)
+
     def compute(self) -> AbstractContextManager[Compute]:
         """Dask workers; this process for the cheap encoder."""
         return nullcontext(cast(Compute, _HereInParts())) if self.simulated_encoder else super().compute()
@@ -106,7 +110,6 @@ class StageRunner:
         self._gate("train")
         self._measure("publish", lambda: publish.publish_version(r, plan.version, now=utc_now()))
         self._measure("slates", lambda: slates.write_slates(r, plan.version, now=utc_now()))
-        self._gate("slates")
         self._refresh()
         self._maintain()
 

@@ -1,5 +1,7 @@
 """The benchmark of growth: what it generates, how it fits, and that a run goes through every stage or says why not."""
 
+import pickle
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from benchmarks import growth
 from benchmarks.support.generated_catalog import Size, describe_skew, write_generated
 from benchmarks.support.growth_fit import Measured, breaks_first, fit_stage
-from benchmarks.support.growth_stages import STAGES, parse_size
+from benchmarks.support.growth_stages import STAGES, parse_size, stage_resources
 from benchmarks.support.memory_peaks import MemoryPeaks
 
 
@@ -48,6 +50,12 @@ def test_what_breaks_first_is_named_with_its_reason():
     assert (by_time["stage"], by_time["reason"]) == ("slates", "time")
     by_memory = breaks_first({"learn": large})
     assert (by_memory["reason"], by_memory["foreseen_memory_gb"]) == ("memory", 90.1)
+
+
+def test_workers_are_given_resources_without_the_index_in_memory(tmp_path):
+    resources = stage_resources(tmp_path, simulated_encoder=False, memory_index=True)
+    sent = pickle.loads(pickle.dumps(resources))
+    assert (sent.settings, sent.memory_index) == (resources.settings, None)
 
 
 def test_peaks_are_those_of_the_block():
