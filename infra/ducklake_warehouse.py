@@ -13,6 +13,7 @@ from typing import TypeVar
 import duckdb
 import pyarrow as pa
 
+from infra.duckdb_instances import release_memory
 from infra.ducklake_storage import LakeStorage
 from infra.migrations import check_layout
 from infra.settings import WarehouseSettings
@@ -24,6 +25,8 @@ from warehouse.catalog import Contract, contracts
 T = TypeVar("T")
 
 _SNAPSHOT = "select id from lake.current_snapshot()"
+_LARGE_BYTES = 50_000_000
+"""Size of an answer after which the engine is asked to let go of what it took to make it."""
 _SMALL_FILE_BYTES = 4_000_000
 """Files up to this size are merged whenever a table is flushed: about 300,000 events."""
 
@@ -64,7 +67,10 @@ class DuckLakeWarehouse:
     ) -> pa.Table:
         """Run a query; see the port. Times come back in UTC. Raises InputError or NotFoundError for wrong SQL."""
         with self._cursor() as cursor:
-            return self._storage.retried(lambda: _fetch_among(cursor, shadows or {}, sql, parameters), "read from")
+            rows = self._storage.retried(lambda: _fetch_among(cursor, shadows or {}, sql, parameters), "read from")
+            if rows.nbytes > _LARGE_BYTES:
+                release_memory(cursor)
+            return rows
 
     def read_together(
         self, sqls: Sequence[str], shadows: Mapping[str, pa.Table] | None = None

@@ -3,10 +3,11 @@
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from infra import duckdb_instances
-from infra.duckdb_instances import take_instance
+from infra.duckdb_instances import give_back, take_instance
 
 
 @pytest.fixture
@@ -23,6 +24,20 @@ def test_what_is_beyond_memory_goes_to_the_folder_and_away_again(fresh, tmp_path
     assert connection.execute("select count(distinct a) from big").fetchone() == (8_000_000,)
     connection.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_an_idle_instance_holds_no_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(duckdb_instances, "_IDLE", {})
+    connection = take_instance(tmp_path)
+    limit = connection.execute("select current_setting('memory_limit')").fetchone()
+    connection.execute("attach ':memory:' as lake; use lake")
+    connection.execute("select count(distinct hash(range)::varchar || 'x') from range(5_000_000)").fetchall()
+    held = psutil.Process().memory_info().rss
+    give_back(connection, "lake")
+    assert held - psutil.Process().memory_info().rss > 200e6
+    assert take_instance(tmp_path) is connection
+    assert connection.execute("select current_setting('memory_limit')").fetchone() == limit
+    connection.close()
 
 
 def test_folders_of_dead_processes_are_deleted_and_others_stay(fresh, tmp_path):
