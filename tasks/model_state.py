@@ -99,8 +99,8 @@ def load_item_space(warehouse: Warehouse, version: str) -> ItemSpace:
 
 
 class HistoryRows(NamedTuple):
-    """What users did and told of themselves up to one snapshot, as tables: ``fct_interactions``, ``int_user_texts``
-    and ``stg_users``."""
+    """What users did and told of themselves up to one snapshot, as tables: ``fct_interactions`` (user_id, item_id,
+    weight, last_at), ``int_user_texts`` and ``stg_users``."""
 
     interactions: pa.Table
     texts: pa.Table
@@ -156,13 +156,15 @@ def build_history_rows(
     left out.
     """
     shadows = {**raw, "event_types": event_type_rows(event_types)}
-    sql = {model: model_sql(model) for model in ("fct_interactions", "int_user_texts")}
+    models = ("fct_interactions", "int_user_texts")
     if "raw_events" in raw:
         shadows["stg_events"] = reader.read(model_sql("stg_events"), shadows=shadows)
+        interactions_sql, texts_sql = (model_sql(model) for model in models)
     else:
-        sql = {model: _over_all_events(model) for model in sql}
-    interactions = reader.read(sql["fct_interactions"], {"half_life_days": half_life_days}, shadows)
-    texts = reader.read(sql["int_user_texts"], shadows=shadows)
+        interactions_sql, texts_sql = (_over_all_events(model) for model in models)
+    sql = f"select user_id, item_id, weight, last_at from ({interactions_sql})"  # noqa: S608 - our own models
+    interactions = reader.read(sql, {"half_life_days": half_life_days}, shadows)
+    texts = reader.read(texts_sql, shadows=shadows)
     found = HistoryRows(interactions, texts, reader.read(model_sql("stg_users"), shadows=shadows))
     if user_ids is not None:
         chosen = pa.array(sorted(set(user_ids)), pa.string())

@@ -146,6 +146,8 @@ def _ages(log: InteractionLog) -> Floats:
 
 def _newer_interactions(texts: TextLog, log: InteractionLog) -> Floats:
     """For each text, how many interactions of its user came after it."""
+    if len(texts.user) == 0:
+        return np.zeros(0, np.float32)
     order = np.lexsort((log.last_at, log.user))
     user, last_at = log.user[order], log.last_at[order]
     starts, ends = np.searchsorted(user, texts.user, "left"), np.searchsorted(user, texts.user, "right")
