@@ -12,9 +12,22 @@ kept_types as (
     where effect <> 'retraction'
 ),
 
+-- nearly all ids stand there once: only the others, found by a number in place of their text, have to be ordered
+repeated as (
+    select hash(event_id) as id_hash
+    from rows
+    group by hash(event_id)
+    having count(*) > 1
+),
+
 latest as (
     select event_id, user_id, item_id, event_type, occurred_at, value, text
     from rows
+    where hash(event_id) not in (select id_hash from repeated)
+    union all
+    select event_id, user_id, item_id, event_type, occurred_at, value, text
+    from rows
+    where hash(event_id) in (select id_hash from repeated)
     qualify row_number() over (
         partition by event_id order by ingested_at desc, batch_id desc, source_row desc
     ) = 1
