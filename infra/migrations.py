@@ -65,10 +65,11 @@ def check_layout(connection: duckdb.DuckDBPyConnection) -> None:
             "a newer Nearline wrote it. Install that version."
         )
     if layout < LAYOUT or missing:
-        lacks = f" It lacks {_listed(missing)}." if missing else ""
+        numbers = f"has layout {layout}, and this program needs layout {LAYOUT}" if layout < LAYOUT else ""
+        lacks = f"lacks {_listed(missing)}, which this program needs" if missing else ""
         raise MigrationNeededError(
-            f"The warehouse has layout {layout}, and this program needs layout {LAYOUT}.{lacks} An older Nearline "
-            "wrote it. Stop what uses it, then bring it forward: nearline migrate (docs/backup.md says how)."
+            f"The warehouse {' and '.join(filter(None, (numbers, lacks)))}. An older Nearline wrote it. Stop what uses "
+            "it, then bring it forward: nearline migrate (docs/backup.md says how)."
         )
 
 
