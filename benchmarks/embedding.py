@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from infra.demo_data import prepare_movielens
 from infra.model_files import resolve_model
 from infra.settings import EncoderSettings, load_settings
-from infra.transformer_models import TransformerEncoder, plan_batches
+from infra.token_batches import plan_batches
+from infra.transformer_models import TransformerEncoder
 
 
 def main() -> None:

@@ -58,7 +58,8 @@ PACKAGED_MODELS: Mapping[str, PackagedModel] = {
 @dataclass(frozen=True)
 class ModelFiles:
     """A model that is on disk. ``weights`` are hashes by path, ``fingerprint`` is one of all files that change the
-    output; ``max_tokens`` is the longest text the model was made for (None: it does not say)."""
+    output; ``max_tokens`` is the longest text the model was made for (None: it does not say). The prefixes are what the
+    model wants before the text of an item and of a query, mostly nothing."""
 
     name: str
     folder: Path
@@ -67,6 +68,9 @@ class ModelFiles:
     width: int
     pooling: Pooling
     max_tokens: int | None
+    item_prefix: str = ""
+    query_prefix: str = ""
+    pools_prefix: bool = True
 
 
 def resolve_model(settings: EncoderSettings, cache: Path, on_progress: Progress | None = None) -> ModelFiles:
@@ -166,7 +170,7 @@ def _from_hub(hub_id: str, revision: str | None, cache: Path) -> Path:
 def _download(hub_id: str, revision: str, folder: Path) -> None:
     from huggingface_hub import snapshot_download
 
-    wanted = [*_CONFIGURATION, "*.safetensors", "*.safetensors.index.json"]
+    wanted = [*_CONFIGURATION, "config_sentence_transformers.json", "*.safetensors", "*.safetensors.index.json"]
     try:
         snapshot_download(hub_id, revision=revision, local_dir=folder, allow_patterns=wanted)
     except Exception as error:
@@ -189,6 +193,7 @@ def _read_folder(folder: Path, name: str, cache: Path) -> ModelFiles:
     config, pooling = _json(folder / "config.json"), _json(folder / "1_Pooling/config.json")
     _check_modules(folder, name)
     hashes = {path: _known_hash(path, cache) for path in weights}
+    stated = _json(folder / "config_sentence_transformers.json")
     return ModelFiles(
         name=name,
         folder=folder,
@@ -197,6 +202,9 @@ def _read_folder(folder: Path, name: str, cache: Path) -> ModelFiles:
         width=_width(pooling, config, name),
         pooling=_pooling(pooling, name),
         max_tokens=_max_tokens(folder, config),
+        item_prefix=_prefix(stated, "document", "passage", "corpus"),
+        query_prefix=_prefix(stated, "query"),
+        pools_prefix=pooling.get("include_prompt", True) is not False,
     )
 
 
@@ -253,11 +261,20 @@ def _pooling(config: Mapping[str, Any], name: str) -> Pooling:
     )
 
 
+def _prefix(config: Mapping[str, Any], *names: str) -> str:
+    """The first prompt of these names that says something, else the one for all texts, else nothing."""
+    prompts = config.get("prompts") or {}
+    return next((str(prompts[name]) for name in (*names, config.get("default_prompt_name")) if prompts.get(name)), "")
+
+
 def _max_tokens(folder: Path, config: Mapping[str, Any]) -> int | None:
+    places = config.get("max_position_embeddings")
+    if places and config.get("model_type") in ("roberta", "xlm-roberta", "camembert"):
+        places -= int(config.get("pad_token_id") or 0) + 1  # the first ones stand for padding
     stated = [
         _json(folder / "sentence_bert_config.json").get("max_seq_length"),
         _json(folder / "tokenizer_config.json").get("model_max_length"),
-        config.get("max_position_embeddings"),
+        places,
     ]
     limits = [int(limit) for limit in stated if limit and limit < 1_000_000]
     return min(limits, default=None)

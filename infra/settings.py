@@ -92,6 +92,15 @@ class EncoderSettings(_Section):
     GPU."""
     partition_items: int = Field(default=512, ge=1)
     """Items in one unit of work; a kill repeats at most one of them for each worker."""
+    item_prefix: str | None = None
+    """Written before each text of an item and of a user. Empty: the prompt for documents that the model's own files
+    name, if any."""
+    query_prefix: str | None = None
+    """Written before the free text of a request. Empty: the prompt for queries that the model's own files name, if
+    any."""
+    width: int | None = Field(default=None, ge=1)
+    """First components of a vector that are kept, brought to unit length again, for a model that was trained so
+    (Matryoshka). Empty: all."""
 
 
 class ComputeSettings(_Section):

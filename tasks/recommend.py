@@ -118,7 +118,7 @@ def embed_text(resources: Resources, model: ModelVersion, text: str) -> Floats:
             f" {model.encoder_id!r}, and the settings name {encoder.encoder_id!r}: their vectors cannot be compared."
             " Set the encoder back, or run `nearline run daily_batch` to publish a version of the new one."
         )
-    vector: Floats = encoder.encode([text])[0]
+    vector: Floats = encoder.encode_queries([text])[0]
     return vector
 
 

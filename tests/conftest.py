@@ -67,6 +67,9 @@ class WordEncoder:
                 rows[row] += 0.2 * np.random.default_rng(seed).random(self.width)
         return unit_rows(rows).astype(np.float32)
 
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        return self.encode(texts)
+
 
 @dataclass(frozen=True)
 class SmallResources(LocalResources):

@@ -27,6 +27,10 @@ class SimulatedEncoder:
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
 
+    def encode_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """As ``encode``."""
+        return self.encode(texts)
+
 
 @lru_cache(maxsize=4096)
 def _direction(word: str) -> npt.NDArray[np.float32]:

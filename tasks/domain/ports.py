@@ -220,7 +220,11 @@ class TextEncoder(Protocol):
         """Length of a vector."""
 
     def encode(self, texts: Sequence[str]) -> Floats:
-        """(n, width) float32 in the order given, rows of unit length; an empty text gives a zero row."""
+        """(n, width) float32 in the order given, rows of unit length; an empty text gives a zero row. For the texts of
+        items and those that users wrote."""
+
+    def encode_queries(self, texts: Sequence[str]) -> Floats:
+        """As ``encode``, for texts that say what is looked for: some models want other words before them."""
 
 
 class Compute(Protocol):

@@ -294,7 +294,7 @@ class OnlineService:
                 " be compared. Set the encoder back, or run `nearline run daily_batch` to publish a version of the new"
                 " one."
             )
-        vector: Floats = encoder.encode([text])[0]
+        vector: Floats = encoder.encode_queries([text])[0]
         self._encoder = encoder
         return vector
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.settings import load_settings
-from infra.transformer_models import plan_batches
+from infra.token_batches import plan_batches
 from tasks.domain.errors import TerminalError
 from tasks.embed import Partition, embed_partition
 from tests.fakes.hashing import HashingEncoder, HashingResources
