@@ -37,6 +37,16 @@ from infra.qdrant_points import (
     version_of,
     with_ids,
 )
+from infra.qdrant_vectors import (
+    ITEM_VECTOR,
+    LEVEL_VECTOR,
+    USER_VECTOR,
+    item_vectors,
+    level,
+    plain_vectors,
+    search_params,
+    user_vectors,
+)
 from infra.settings import IndexSettings
 from tasks.domain.errors import IndexUnavailableError, NotFoundError, SettingsError, TerminalError
 from tasks.domain.records import Hit, IndexFilter, ItemPayload, UserPayload
@@ -44,18 +54,22 @@ from tasks.progress import step
 
 Floats = npt.NDArray[np.float32]
 
-ITEM_VECTOR, USER_VECTOR = "fused", "query"
 UPSERT_BATCH = 256
 RETRIEVE_BATCH = 1000
 OLDEST_SERVER = (1, 16)  # the first one that obeys update_filter; an older one would ignore it and unfence the users
 
 
 class QdrantIndex:
-    """The ``VectorIndex`` port over a client. Threads may share it. ``address`` is named in error messages."""
+    """The ``VectorIndex`` port over a client. Threads may share it. ``address`` is named in error messages.
 
-    def __init__(self, client: QdrantClient, address: str) -> None:
+    ``settings`` say how a server keeps vectors; local mode keeps them as they are.
+    """
+
+    def __init__(self, client: QdrantClient, address: str, settings: IndexSettings | None = None) -> None:
         self._client = client
         self._address = address
+        self._settings = settings or IndexSettings()
+        self._item_names: dict[str, str] = {}  # of the items' vectors, by version
         self._local = client._client if isinstance(client._client, QdrantLocal) else None  # noqa: SLF001 -- local mode has no other door to its storage
         self._lock = RLock()  # local mode is not thread-safe
         for collection in self._local.collections.values() if self._local else ():
@@ -80,19 +94,24 @@ class QdrantIndex:
         self._refuse_serving(version, "Writing")
         self._drop(version)
         with self._asking(f"Creating version {version!r}"):
-            self._create(collection_name(ITEMS, version), ITEM_VECTOR, width, None)
-            # Users are only read by id: a graph over their vectors would be work for nothing.
-            self._create(collection_name(USERS, version), USER_VECTOR, width, models.HnswConfigDiff(m=0))
             if self._local is None:
+                self._create(collection_name(ITEMS, version), item_vectors(self._settings, width))
+                self._create(collection_name(USERS, version), user_vectors(self._settings, width))
                 self._index_payload(version)
+            else:
+                self._create(collection_name(ITEMS, version), plain_vectors(ITEM_VECTOR, width))
+                self._create(collection_name(USERS, version), plain_vectors(USER_VECTOR, width))
 
     def upsert_items(self, version: str, vectors: Floats, payloads: Sequence[ItemPayload]) -> None:
-        """Write item vectors, (n, width) float32, in batches."""
+        """Write item vectors, (n, width) float32, in batches. The first call should hold the longest: see ``level``."""
         check_vectors(vectors, len(payloads))
+        name = self._item_name(version)
+        if name == LEVEL_VECTOR:
+            vectors = level(vectors, self._level_norm(version))
         for start in range(0, len(payloads), UPSERT_BATCH):
             batch = payloads[start : start + UPSERT_BATCH]
             points = [
-                models.PointStruct(id=point_id(p.item_id), vector={ITEM_VECTOR: row}, payload=item_fields(p))
+                models.PointStruct(id=point_id(p.item_id), vector={name: row}, payload=item_fields(p))
                 for p, row in zip(batch, vectors[start : start + UPSERT_BATCH].tolist(), strict=True)
             ]
             self._upsert(ITEMS, version, points, None)
@@ -126,8 +145,9 @@ class QdrantIndex:
 
     def items(self, version: str, item_ids: Sequence[str]) -> dict[str, tuple[ItemPayload, Floats]]:
         """Stored items by id; unknown ids are left out."""
-        found = self._retrieve(ITEMS, version, item_ids, ITEM_VECTOR)
-        return {p["item_id"]: (item_payload(p), vector) for p, vector in found}
+        name = self._item_name(version)
+        found = self._retrieve(ITEMS, version, item_ids, name)
+        return {p["item_id"]: (item_payload(p), _as_given(name, vector)) for p, vector in found}
 
     def users(self, version: str, user_ids: Sequence[str]) -> dict[str, tuple[UserPayload, Floats]]:
         """Stored users by id; unknown ids are left out."""
@@ -140,17 +160,20 @@ class QdrantIndex:
         """The ``k`` items with the highest dot product, best first. Local mode is exact; a server may approximate."""
         if k < 1:
             return []
+        name = self._item_name(version)
+        sought = np.append(query, 0) if name == LEVEL_VECTOR else query
         with self._asking(f"Searching version {version!r}", version):
             answer = self._client.query_points(
                 collection_name(ITEMS, version),
-                query=np.asarray(query, dtype=np.float32).tolist(),
-                using=ITEM_VECTOR,
+                query=np.asarray(sought, dtype=np.float32).tolist(),
+                using=name,
                 limit=k,
                 query_filter=search_filter(restrict),
                 with_payload=True,
-                with_vectors=[ITEM_VECTOR] if with_vectors else False,
+                search_params=search_params(self._settings) if self._local is None else None,
+                with_vectors=[name] if with_vectors else False,
             )
-        return [_hit(point) for point in answer.points]
+        return [_hit(point, name) for point in answer.points]
 
     def switch(self, version: str) -> None:
         """Point both aliases to ``version`` in one request, which Qdrant does whole or not at all."""
@@ -197,7 +220,28 @@ class QdrantIndex:
                 "Publish or roll back to another version first."
             )
 
+    def _item_name(self, version: str) -> str:
+        """Which vector the items of a version have: the settings may have changed since it was made."""
+        if self._local is not None:
+            return ITEM_VECTOR
+        if version not in self._item_names:
+            with self._asking(f"Describing version {version!r}", version):
+                about = self._client.get_collection(collection_name(ITEMS, version)).config.params.vectors
+            is_level = isinstance(about, dict) and LEVEL_VECTOR in about
+            self._item_names[version] = LEVEL_VECTOR if is_level else ITEM_VECTOR
+        return self._item_names[version]
+
+    def _level_norm(self, version: str) -> float | None:
+        """The norm that the items of a version have, or None before there are any; longer ones may have come since."""
+        with self._asking(f"Reading items of version {version!r}", version):
+            points, _ = self._client.scroll(
+                collection_name(ITEMS, version), limit=16, with_payload=False, with_vectors=[LEVEL_VECTOR]
+            )
+        rows = [point.vector[LEVEL_VECTOR] for point in points if isinstance(point.vector, dict)]
+        return float(np.median(np.linalg.norm(np.asarray(rows, np.float64), axis=1))) if rows else None
+
     def _drop(self, version: str) -> None:
+        self._item_names.pop(version, None)
         for name in (collection_name(ITEMS, version), collection_name(USERS, version)):
             with self._asking(f"Dropping version {version!r}"):
                 if self._client.collection_exists(name):
@@ -206,8 +250,7 @@ class QdrantIndex:
                     with step("delete a collection"):
                         self._client.delete_collection(name)
 
-    def _create(self, name: str, vector: str, width: int, graph: models.HnswConfigDiff | None) -> None:
-        parameters = {vector: models.VectorParams(size=width, distance=models.Distance.DOT, hnsw_config=graph)}
+    def _create(self, name: str, parameters: dict[str, models.VectorParams]) -> None:
         with step("create a collection"):
             self._client.create_collection(name, vectors_config=parameters)
         if self._local is not None:
@@ -279,6 +322,8 @@ class QdrantIndex:
 
     def _refusal(self, error: UnexpectedResponse, attempt: str, version: str | None) -> Exception:
         status = error.status_code or 0
+        if version is not None:
+            self._item_names.pop(version, None)  # another process may have made it anew
         if status in (401, 403):
             return TerminalError(
                 f"{attempt} was refused: the server does not accept the key (HTTP {status}). Set "
@@ -337,7 +382,7 @@ def open_server(settings: IndexSettings) -> QdrantIndex:
             f"index.url is {settings.url!r}, which is no address of a Qdrant server: {error}. Give one such as "
             "http://localhost:6333, or leave it empty for Qdrant's local mode."
         ) from error
-    index = QdrantIndex(client, str(settings.url))
+    index = QdrantIndex(client, str(settings.url), settings)
     try:
         _check_server(index, client)
     except BaseException:
@@ -358,11 +403,16 @@ def _check_server(index: QdrantIndex, client: QdrantClient) -> None:
         )
 
 
-def _hit(point: models.ScoredPoint) -> Hit:
+def _hit(point: models.ScoredPoint, name: str) -> Hit:
     payload = item_payload(point.payload or {})
     vectors = point.vector if isinstance(point.vector, dict) else {}
-    vector = np.asarray(vectors[ITEM_VECTOR], dtype=np.float32) if ITEM_VECTOR in vectors else None
+    vector = _as_given(name, np.asarray(vectors[name], dtype=np.float32)) if name in vectors else None
     return Hit(payload.item_id, float(point.score), payload, vector)
+
+
+def _as_given(name: str, vector: Floats) -> Floats:
+    """Without the column that levels."""
+    return vector[:-1] if name == LEVEL_VECTOR else vector
 
 
 def _unavailable(attempt: str, reason: object) -> IndexUnavailableError:

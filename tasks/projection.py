@@ -16,7 +16,16 @@ from tasks.domain.attribute_terms import attribute_terms
 from tasks.domain.fusion import fuse_items, fuse_queries
 from tasks.domain.ports import VectorIndex, Warehouse
 from tasks.domain.profiles import Profiles
-from tasks.domain.projections import TOP_K, Projection, canary_recall, checksum, exact_scores, sample_rows
+from tasks.domain.projections import (
+    TOP_K,
+    Projection,
+    as_kept,
+    canary_recall,
+    checksum,
+    exact_scores,
+    in_half_precision,
+    sample_rows,
+)
 from tasks.domain.publication_gate import check_canaries, check_counts, check_sample, check_shapes
 from tasks.domain.records import CheckResult, IndexFilter, ItemPayload, UserPayload
 from tasks.model_state import load_item_space, load_profiles, load_version
@@ -76,14 +85,19 @@ def write_projection(index: VectorIndex, projection: Projection) -> None:
 def verify_projection(index: VectorIndex, projection: Projection) -> list[CheckResult]:
     """Compare the index with the warehouse: counts, a sample to the bit, and canary searches with exact ones.
 
+    An index may keep vectors in half precision: its points are then those of the warehouse, rounded, and exact searches
+    are over these.
     Users that a refresh has written since, by their ``as_of_snapshot``, are left out of the comparison.
     """
     expected = (len(projection.items), len(projection.users))
+    expected_items, found_items = _sample_items(index, projection)
     return [
         check_counts(expected, index.count(projection.version)),
-        _verify_items(index, projection),
+        _compare("items", projection.width, expected_items, found_items),
         _verify_users(index, projection),
-        _verify_search(index, projection),
+        _verify_search(
+            index, in_half_precision(projection) if _is_rounded(expected_items, found_items) else projection
+        ),
     ]
 
 
@@ -121,11 +135,18 @@ def shared_texts(column: pa.ChunkedArray) -> list[tuple[str, ...]]:
     return [tuple(texts[start:end]) for start, end in pairwise([0, *ends])]
 
 
-def _verify_items(index: VectorIndex, projection: Projection) -> CheckResult:
+def _sample_items(index: VectorIndex, projection: Projection) -> tuple[Stored, Stored]:
+    """Items as the warehouse has them, and as the index does."""
     rows = sample_rows(projection.version, "items", len(projection.items), N_SAMPLED)
     payloads = [projection.item_payloads[row] for row in rows]
     expected = {p.item_id: (p, vector) for p, vector in zip(payloads, projection.items[rows], strict=True)}
-    return _compare("items", projection.width, expected, index.items(projection.version, list(expected)))
+    return expected, index.items(projection.version, list(expected))
+
+
+def _is_rounded(expected: Stored, found: Stored) -> bool:
+    """Whether some item reads back rounded; one of few digits is its own rounding."""
+    shared = [(vector, found[key][1]) for key, (_, vector) in expected.items() if key in found]
+    return any(not np.array_equal(as_kept(vector, kept), vector) for vector, kept in shared)
 
 
 def _verify_users(index: VectorIndex, projection: Projection) -> CheckResult:
@@ -146,11 +167,12 @@ def _verify_users(index: VectorIndex, projection: Projection) -> CheckResult:
 def _compare(kind: str, width: int, expected: Stored, found: Stored) -> CheckResult:
     missing = np.zeros(width, np.float32)
     answers = {key: found[key][1] if key in found else missing for key in expected}
+    wanted = {key: as_kept(vector, answers[key]) for key, (_, vector) in expected.items()}
     n_wrong = sum(
-        key not in found or found[key][0] != payload or not np.array_equal(found[key][1], vector)
-        for key, (payload, vector) in expected.items()
+        key not in found or found[key][0] != payload or not np.array_equal(answers[key], wanted[key])
+        for key, (payload, _) in expected.items()
     )
-    vectors = [vector for _, vector in expected.values()]
+    vectors = list(wanted.values())
     return check_sample(kind, len(expected), n_wrong, _checksum(vectors), _checksum(list(answers.values())))
 
 

@@ -5,7 +5,7 @@ It knows nothing of the warehouse it comes from or the index it goes to.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -69,6 +69,18 @@ def sample_rows(version: str, purpose: str, n_rows: int, size: int) -> Rows:
     return np.sort(chosen).astype(np.int64)
 
 
+def as_kept(vector: Floats, found: Floats) -> Floats:
+    """``vector``, in half precision where ``found`` is just that: an index may keep it so. A value too large for half
+    precision is not kept."""
+    rounded = _rounded(vector)
+    return rounded if np.isfinite(rounded).all() and np.array_equal(found, rounded) else vector
+
+
+def in_half_precision(projection: Projection) -> Projection:
+    """The same with vectors rounded as an index in half precision has them, and rounds queries."""
+    return replace(projection, items=_rounded(projection.items), users=_rounded(projection.users))
+
+
 def exact_scores(projection: Projection, user_rows: Rows) -> Floats:
     """(len(user_rows), n_items) scores by exact search; an item that is not available scores -inf."""
     with np.errstate(invalid="ignore", over="ignore"):  # vectors that are not finite fail a check of their own
@@ -111,6 +123,11 @@ def slate_overlap(candidate: Projection, serving: Projection, n_users: int = 50)
 def checksum(vectors: Floats) -> str:
     """Twelve hexadecimal digits of the SHA-256 over the values as 32-bit floats, in row order."""
     return hashlib.sha256(np.ascontiguousarray(vectors, np.float32).tobytes()).hexdigest()[:12]
+
+
+def _rounded(vectors: Floats) -> Floats:
+    with np.errstate(over="ignore"):
+        return vectors.astype(np.float16).astype(np.float32)
 
 
 def _top_items(projection: Projection, user_rows: Rows) -> list[frozenset[str]]:

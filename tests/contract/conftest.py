@@ -4,29 +4,33 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 import httpx
 import jsonschema
+import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
 from infra.qdrant_index import QdrantIndex
+from infra.settings import IndexSettings
 
 
 class QdrantOverHttp:
     """Qdrant's HTTP interface, as far as the adapter uses it, in front of an index in memory.
 
     Every request is written down in ``requests`` as method, path and body, and checked against Qdrant's OpenAPI
-    description where NEARLINE_QDRANT_OPENAPI names its file.
+    description where NEARLINE_QDRANT_OPENAPI names its file. Collections in half precision round vectors and queries,
+    as Qdrant does.
     """
 
     def __init__(self, version: str = "1.20.0", key: str | None = None) -> None:
         self.requests: list[tuple[str, str, object]] = []
         self._version, self._key = version, key
         self._store = QdrantClient(":memory:")
+        self._halved: set[str] = set()
         self._description = _openapi()
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -59,8 +63,12 @@ class QdrantOverHttp:
                 return store.update_collection_aliases(models.ChangeAliasesOperation(**body).actions)
             case "GET", ["collections", name, "exists"]:
                 return {"exists": store.collection_exists(name)}
+            case "GET", ["collections", name]:
+                return store.get_collection(name)
             case "PUT", ["collections", name]:
                 vectors = {key: models.VectorParams(**value) for key, value in body["vectors"].items()}
+                if any(about.datatype == models.Datatype.FLOAT16 for about in vectors.values()):
+                    self._halved.add(name)
                 return store.create_collection(name, vectors_config=vectors)
             case "DELETE", ["collections", name]:
                 return store.delete_collection(name)
@@ -68,12 +76,17 @@ class QdrantOverHttp:
                 return models.UpdateResult(operation_id=0, status="completed")
             case "PUT", ["collections", name, "points"]:
                 fence = models.Filter(**body["update_filter"]) if body.get("update_filter") else None
-                return store.upsert(
-                    name, [models.PointStruct(**point) for point in body["points"]], update_filter=fence
-                )
+                points = [models.PointStruct(**point) for point in body["points"]]
+                for point in points if name in self._halved else []:
+                    point.vector = {key: _rounded(vector) for key, vector in point.vector.items()}
+                return store.upsert(name, points, update_filter=fence)
             case "POST", ["collections", name, "points"]:
                 ids, payload, vector = body["ids"], body["with_payload"], body["with_vector"]
                 return store.retrieve(name, ids, with_payload=payload, with_vectors=vector)
+            case "POST", ["collections", name, "points", "scroll"]:
+                limit, payload, vector = body["limit"], body["with_payload"], body["with_vector"]
+                points, _ = store.scroll(name, limit=limit, with_payload=payload, with_vectors=vector)
+                return models.ScrollResult(points=points)
             case "POST", ["collections", name, "points", "count"]:
                 restrict = models.Filter(**body["filter"]) if body.get("filter") else None
                 return store.count(name, count_filter=restrict, exact=body["exact"])
@@ -83,13 +96,17 @@ class QdrantOverHttp:
                 query = models.QueryRequest(**body)
                 return store.query_points(
                     name,
-                    query=query.query,
+                    query=_rounded(query.query.nearest) if name in self._halved else query.query,
                     using=query.using,
                     limit=query.limit,
                     query_filter=query.filter,
                     with_vectors=query.with_vector,
                 )
         raise AssertionError(f"the adapter asked for {method} {path}, which this stand-in does not know")
+
+
+def _rounded(vector: list[float]) -> list[float]:
+    return np.asarray(vector, np.float16).astype(float).tolist()
 
 
 def _plain(result: object) -> object:
@@ -144,10 +161,22 @@ def qdrant_over_http() -> QdrantOverHttp:
 
 
 @pytest.fixture
-def index_over_http(qdrant_over_http: QdrantOverHttp) -> Iterator[QdrantIndex]:
-    client = QdrantClient(
-        url="http://qdrant.test:6333", transport=httpx.MockTransport(qdrant_over_http), check_compatibility=False
-    )
-    index = QdrantIndex(client, "http://qdrant.test:6333")
-    yield index
-    index.close()
+def make_index(qdrant_over_http: QdrantOverHttp) -> Iterator[Callable[..., QdrantIndex]]:
+    """Opens the stand-in under settings of the index."""
+    opened: list[QdrantIndex] = []
+
+    def make(**settings: object) -> QdrantIndex:
+        transport, address = httpx.MockTransport(qdrant_over_http), "http://qdrant.test:6333"
+        client = QdrantClient(url=address, transport=transport, check_compatibility=False)
+        opened.append(QdrantIndex(client, address, IndexSettings(**settings)))
+        return opened[-1]
+
+    yield make
+    for index in opened:
+        index.close()
+
+
+@pytest.fixture
+def index_over_http(make_index: Callable[..., QdrantIndex]) -> QdrantIndex:
+    """With vectors to the bit."""
+    return make_index(vector_type="float32")

@@ -19,7 +19,7 @@ WIDTH = 6
 ODD_IDS = ["1", "a/b", 'it\'s "quoted"', "two words", "电影 42", "\u00e9", "e\u0301"]  # the last two look alike
 
 
-@pytest.fixture(params=["memory", "qdrant", "folder", "shared", "http", "server"])
+@pytest.fixture(params=["memory", "qdrant", "folder", "shared", "http", "graph", "server"])
 def index(request: pytest.FixtureRequest, tmp_path) -> Iterator[VectorIndex]:
     if request.param == "memory":
         yield MemoryIndex()
@@ -34,6 +34,8 @@ def index(request: pytest.FixtureRequest, tmp_path) -> Iterator[VectorIndex]:
         yield from _asked_over_loopback(tmp_path / "index")
     elif request.param == "http":
         yield request.getfixturevalue("index_over_http")
+    elif request.param == "graph":
+        yield request.getfixturevalue("make_index")(vector_type="float32", hnsw_m=16)
     else:
         yield from _on_a_server()
 
@@ -53,7 +55,7 @@ def _on_a_server() -> Iterator[VectorIndex]:
     url = os.environ.get("NEARLINE_QDRANT_URL")
     if not url:
         pytest.skip("NEARLINE_QDRANT_URL names no Qdrant server that these tests may write to")
-    with open_index(None, IndexSettings(url=url)) as opened:
+    with open_index(None, IndexSettings(url=url, vector_type="float32")) as opened:
         before = set(opened.versions())
         yield opened
         for version in set(opened.versions()) - before - {opened.serving_version()}:
