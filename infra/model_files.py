@@ -11,13 +11,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
 from infra.package_files import Progress, fetch_wheel, hash_file, unpack_members
 from infra.settings import EncoderSettings
 from tasks.domain.errors import InputError, ModelMissingError, SettingsError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Pooling = Literal["mean", "cls", "lasttoken"]
 
@@ -102,6 +105,29 @@ def check_weights(files: ModelFiles) -> None:
                 f"Delete the folder {files.folder} and put the model there again (a packaged model and one from a "
                 "hub are fetched at the next run)."
             )
+
+
+def plain_tokenizer(folder: Path) -> "Tokenizer | None":
+    """The tokenizer of ``tokenizer.json``, if it is one of BERT that agrees with ``tokenizer_config.json``; then it is
+    the one that transformers would make of the folder. None if that cannot be told."""
+    config, stated = _json(folder / "tokenizer_config.json"), _json(folder / "tokenizer.json")
+    normalizer = stated.get("normalizer") or {}
+    agrees = (
+        config.get("tokenizer_class") in ("BertTokenizer", "BertTokenizerFast")
+        and config.get("truncation_side", "right") == "right"
+        and normalizer.get("type") == "BertNormalizer"
+        and normalizer.get("lowercase") == config.get("do_lower_case")
+        and normalizer.get("strip_accents") == config.get("strip_accents")
+        and normalizer.get("handle_chinese_chars") == config.get("tokenize_chinese_chars")
+        and (stated.get("model") or {}).get("type") == "WordPiece"
+        and (stated.get("model") or {}).get("vocab", {}).get("[PAD]") == 0
+        and config.get("pad_token") == "[PAD]"
+    )
+    if not agrees:
+        return None
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def _packaged(name: str, cache: Path, on_progress: Progress | None) -> ModelFiles:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from infra.model_files import ModelFiles, check_weights, resolve_model
+from infra.model_files import ModelFiles, check_weights, plain_tokenizer, resolve_model
 from infra.package_files import Progress
 from infra.packed_bert import PackedBert, lay_out
 from infra.settings import EncoderSettings
@@ -211,22 +211,18 @@ def _load(files: ModelFiles, precision: Precision, max_tokens: int) -> _Loaded:
     started = time.perf_counter()
     check_weights(files)
     import torch
-    from transformers import AutoTokenizer
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
-    except Exception as error:
-        raise _unloadable(files, str(error)) from error
     model: Any = None
     if device.type == "cpu":
         model = PackedBert.load(files.folder / "config.json", list(files.weights), dtype)
     if model is None:
         model = _load_transformer(files, dtype).eval().to(device)
+    tokenize, padding = _tokenizing(files, max_tokens, plain=isinstance(model, PackedBert))
     logger.info("Loaded %s on %s in %.1f s.", files.name, device, time.perf_counter() - started)
     threads = _threads(device, is_small=isinstance(model, PackedBert))
-    return _Loaded(_tokenizing(tokenizer, max_tokens), model, device, tokenizer.pad_token_id or 0, threads)
+    return _Loaded(tokenize, model, device, padding, threads)
 
 
 def _load_transformer(files: ModelFiles, dtype: "torch.dtype") -> Any:
@@ -238,7 +234,7 @@ def _load_transformer(files: ModelFiles, dtype: "torch.dtype") -> Any:
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     try:
         config = AutoConfig.from_pretrained(files.folder, local_files_only=True)
-        kind = AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+        kind = AutoModelForTextEncoding if config.model_type in ("t5", "mt5", "umt5") else AutoModel  # their encoder
         model, report = kind.from_pretrained(files.folder, local_files_only=True, **options)
     except Exception as error:
         raise _unloadable(files, str(error)) from error
@@ -278,18 +274,25 @@ def _take_one_thread(n_others: int) -> None:
     restoring.join()
 
 
-def _tokenizing(tokenizer: Any, max_tokens: int) -> Callable[[list[str]], list[Tokens]]:
-    """Token ids of texts. Where the tokenizer is of the fast kind, without making what is not used."""
-    fast = getattr(tokenizer, "backend_tokenizer", None) if tokenizer.is_fast else None
+def _tokenizing(files: ModelFiles, max_tokens: int, *, plain: bool) -> tuple[Callable[[list[str]], list[Tokens]], int]:
+    """What gives the token ids of texts, and the id of padding. If ``plain``, transformers is not imported where the
+    file of the tokenizer says all there is to say; that is half of the time of loading."""
+    fast, padding, side = plain_tokenizer(files.folder) if plain else None, 0, "right"
     if fast is None:
-        return lambda texts: list(
-            tokenizer(texts, truncation=True, max_length=max_tokens, padding=False, return_attention_mask=False)[
-                "input_ids"
-            ]
-        )
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
+        except Exception as error:
+            raise _unloadable(files, str(error)) from error
+        fast = tokenizer.backend_tokenizer if tokenizer.is_fast else None
+        padding, side = tokenizer.pad_token_id or 0, tokenizer.truncation_side
+    if fast is None:
+        options: dict[str, Any] = {"truncation": True, "max_length": max_tokens, "return_attention_mask": False}
+        return lambda texts: list(tokenizer(texts, padding=False, **options)["input_ids"]), padding
     fast.no_padding()
-    fast.enable_truncation(max_tokens, direction=tokenizer.truncation_side)
-    return lambda texts: [encoding.ids for encoding in fast.encode_batch_fast(texts)]
+    fast.enable_truncation(max_tokens, direction=side)
+    return lambda texts: [encoding.ids for encoding in fast.encode_batch_fast(texts)], padding
 
 
 def _packed_vectors(model: PackedBert, rows: list[list[Tokens]], padding: int, pooling: str) -> "torch.Tensor":

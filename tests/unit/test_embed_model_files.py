@@ -62,11 +62,40 @@ def test_settings_that_change_the_vectors_change_the_id(tmp_path) -> None:
     folder = write_model(tmp_path / "m")
     ids = {
         encoder_of(folder, tmp_path, **settings).encoder_id
-        for settings in ({}, {"precision": "bf16"}, {"max_tokens": 16})
+        for settings in ({}, {"precision": "bf16"}, {"max_tokens": 16}, {"width": 8}, {"item_prefix": "item: "})
     }
-    assert len(ids) == 3
-    same = encoder_of(folder, tmp_path, batch_tokens=512, partition_items=3).encoder_id
+    assert len(ids) == 5
+    unchanged = {"batch_tokens": 512, "partition_items": 3, "width": 24, "item_prefix": "", "query_prefix": "query: "}
+    same = encoder_of(folder, tmp_path, **unchanged).encoder_id
     assert same in ids
+
+
+def test_the_prefix_of_the_model_itself_is_part_of_the_id(tmp_path) -> None:
+    folder = write_model(tmp_path / "m")
+    before = encoder_of(folder, tmp_path).encoder_id
+    write_model(folder, **{"config_sentence_transformers.json": {"prompts": {"query": "query: ", "passage": ""}}})
+    assert encoder_of(folder, tmp_path).encoder_id == before, "queries are not stored"
+    write_model(folder, **{"config_sentence_transformers.json": {"prompts": {"passage": "passage: "}}})
+    assert encoder_of(folder, tmp_path).encoder_id != before
+    assert encoder_of(folder, tmp_path, item_prefix="").encoder_id == before
+
+
+def test_a_width_beyond_the_model_is_refused(tmp_path) -> None:
+    with pytest.raises(SettingsError, match="NEARLINE_ENCODER__WIDTH is 25"):
+        encoder_of(write_model(tmp_path / "m"), tmp_path, width=25)
+
+
+def test_prompts_that_are_not_pooled_are_refused_where_there_are_any(tmp_path) -> None:
+    pooling = {"word_embedding_dimension": 24, "pooling_mode_mean_tokens": True, "include_prompt": False}
+    folder = write_model(tmp_path / "m", **{"1_Pooling/config.json": pooling})
+    encoder_of(folder, tmp_path)
+    with pytest.raises(ModelMissingError, match="out of pooling"):
+        encoder_of(folder, tmp_path, query_prefix="query: ")
+
+
+def test_the_first_places_of_a_roberta_stand_for_padding(tmp_path) -> None:
+    config = {"hidden_size": 24, "max_position_embeddings": 66, "model_type": "xlm-roberta", "pad_token_id": 1}
+    assert encoder_of(write_model(tmp_path / "m", **{"config.json": config}), tmp_path).encoder_id.endswith(":64")
 
 
 def test_changed_weights_change_the_id_and_are_found_at_loading(tmp_path) -> None:
