@@ -75,11 +75,11 @@ class IndexSettings(_Section):
     keep_versions: int = Field(default=2, ge=2)
     """Published versions that stay in the index: the serving one and those that a rollback can go to."""
     vector_type: Literal["float32", "float16"] = "float16"
-    """How a server keeps vectors, from the next publication on (so for all that follows here). Local mode keeps
-    float32 and searches exactly. docs/publishing.md says what each choice costs."""
+    """Number format of vectors on a server. Local mode keeps float32 and searches exactly, whatever this and the next
+    three settings say; a server follows them from the next publication on. docs/publishing.md has measurements."""
     quantization: Literal["none", "scalar", "binary", "turbo"] = "none"
-    """Smaller copies of the items' vectors for the server's memory: int8, one bit, or four bits turned (Qdrant 1.18 or
-    later). The vectors themselves then stay on disk, to score candidates again."""
+    """Smaller copies of the items' vectors for the server's memory: ``scalar`` has 8 bits a number, ``binary`` one, and
+    ``turbo`` four (TurboQuant, Qdrant 1.18 or later). The vectors stay on disk, to score candidates again."""
     hnsw_m: int = Field(default=0, ge=0, le=512)
     """Edges of an item in the server's search graph. 0: no graph, each search looks at all items."""
     hnsw_ef: int = Field(default=512, ge=10)
