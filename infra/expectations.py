@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from infra.process_memory import release_memory
 from tasks.domain.errors import InputError
 from tasks.domain.records import CheckResult
 from warehouse.catalog import Check, Contract
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 KEPT_REPORTS = 200
 """Validations that stay in the Data Docs; older ones are deleted. All outcomes stay in ``gate_results``."""
 
+_MANY_ROWS = 100_000
+"""From here on the memory of a validation is worth a search for what can be freed."""
 _SHOWN_ROWS = 1000
 _SHOWN_VALUES = 3
 _HTML = str.maketrans({"<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"})
@@ -49,6 +52,8 @@ class ExpectationsValidator:
             return []
         arguments = [_filled(contract, check, parameters or {}) for check in contract.checks]
         results = self._run(contract, rows, arguments)
+        if rows.num_rows > _MANY_ROWS:  # the library leaves the frame in a cycle
+            release_memory()
         return [
             _check_result(contract.table, check, filled, result, _single_value(rows, check))
             for check, filled, result in zip(contract.checks, arguments, results, strict=True)
@@ -83,6 +88,7 @@ class ExpectationsValidator:
             gx.ValidationDefinition(name=name, data=batch, suite=suite)
         )
         outcome = definition.run(batch_parameters={"dataframe": rows.to_pandas()}, result_format="COMPLETE")
+        context.data_sources.delete(name)  # or it keeps the frame
         return sorted(outcome.results, key=_position)
 
     def _open_context(self) -> "EphemeralDataContext":
