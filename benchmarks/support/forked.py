@@ -6,9 +6,10 @@ It knows nothing of what is run.
 
 import multiprocessing
 import os
+import threading
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,6 +19,8 @@ R = TypeVar("R")
 PRELOADED = "benchmarks.support.killed_runs"
 MOST_SECONDS = 300.0
 """For one process: one that hangs is an error."""
+_looking = threading.Lock()
+"""A start asks after every child that there is, and of two threads that ask at once only one hears how it ended."""
 
 
 def call(function: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:
@@ -43,7 +46,7 @@ def call(function: Callable[P, R], *args: P.args, **options: P.kwargs) -> R:
 def run(function: Callable[P, object], *args: P.args, **options: P.kwargs) -> int | None:
     """The exit code of a function of a module; minus the number of the signal that ended it. None: it did not end."""
     process = _started(_silent, function, args, options)
-    process.join(MOST_SECONDS)
+    _join(process, MOST_SECONDS)
     code = process.exitcode
     _ended(process)
     return code
@@ -53,16 +56,24 @@ def _started(target: Callable[..., None], *args: object) -> ForkServerProcess:
     context: ForkServerContext = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([PRELOADED])
     process = context.Process(target=target, args=args)
-    process.start()
+    with _looking:
+        process.start()
     return process
 
 
+def _join(process: ForkServerProcess, seconds: float) -> None:
+    wait([process.sentinel], seconds)
+    with _looking:
+        process.join(0)
+
+
 def _ended(process: ForkServerProcess) -> None:
-    process.join(5)
-    if process.is_alive():
+    _join(process, 5)
+    if process.exitcode is None:
         process.kill()
-        process.join()
-    process.close()
+        _join(process, 5)
+    with _looking:
+        process.close()
 
 
 def _answer(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:
