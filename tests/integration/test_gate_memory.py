@@ -19,4 +19,4 @@ def test_the_rows_of_a_gate_are_let_go(tmp_path):
     rows = pa.table({name: [f"{name} {number}" for number in range(N_ROWS)] for name in names})
     results = ExpectationsValidator(tmp_path).validate(replace(contract, checks=tuple(checks)), rows)
     assert len(results) == 2
-    assert not [kept for kept in gc.get_objects() if isinstance(kept, pd.DataFrame) and len(kept) == N_ROWS]
+    assert not [kept for kept in gc.get_objects() if type(kept) is pd.DataFrame and len(kept) == N_ROWS]
