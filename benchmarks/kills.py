@@ -1,6 +1,6 @@
 """A kill at every step of every command, and then the books.
 
-    python -m benchmarks.kills [--only daily_batch] [--sample 6] [--pairs 4] [--seed 0] [--jobs 2] [--json]
+    python -m benchmarks.kills [--only import erase] [--sample 6] [--pairs 4] [--seed 0] [--jobs 2] [--json]
 
 ``daily_batch``, ``nearline``, ``maintenance``, ``rollback``, ``import`` and ``erase`` run on the small world of the
 tests, each in a process of its own. One undisturbed run of each tells at which moments it can be killed: before and
@@ -104,7 +104,7 @@ def main() -> None:
     """Kill everywhere, and say where the books were wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print only the JSON object")
-    parser.add_argument("--only", choices=COMMANDS, help="one command alone")
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, help="these commands, and no workers")
     parser.add_argument("--sample", type=int, help="so many kills of each command, and not all; no workers")
     parser.add_argument("--pairs", type=int, default=4, help="runs of each command that are killed twice")
     parser.add_argument("--seed", type=int, default=0)
@@ -113,7 +113,7 @@ def main() -> None:
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="nearline-kills-"))
     harness, outcomes = Harness(folder), []
-    for command in [arguments.only] if arguments.only else COMMANDS:
+    for command in arguments.only or COMMANDS:
         points = harness.points(command)
         kills: list[tuple[Point, ...]] = [
             (point,) for point in choose(points, arguments.sample or len(points), arguments.seed)
