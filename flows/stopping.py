@@ -1,8 +1,9 @@
 """Ctrl-C and SIGTERM as an orderly end. It knows nothing of what ends."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from types import FrameType
 
 
@@ -31,6 +32,38 @@ def stop_on_signals(*numbers: signal.Signals) -> Iterator[None]:
         yield
     except StopRequested:
         pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def pauses_until_stopped() -> Iterator[Callable[[float], bool]]:
+    """Yields a function that pauses for some seconds and says whether to go on; a SIGINT or SIGTERM ends the pause.
+
+    What runs between two pauses is not interrupted by the first signal. A second one does what it did before the
+    context, which must be entered in the main thread; the handlers of before are back afterwards.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    asked: SimpleQueue[int] = SimpleQueue()  # a handler may put into it at any moment
+
+    def stop(received: int, _frame: FrameType | None) -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        asked.put(received)
+
+    def goes_on(seconds: float) -> bool:
+        try:
+            asked.get(timeout=seconds)
+        except Empty:
+            return True
+        return False
+
+    try:
+        for number in numbers:
+            signal.signal(number, stop)
+        yield goes_on
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,7 +1,5 @@
 """Commands that bring data in, and fetch what an offline machine will need. They know nothing of how files are read."""
 
-import contextlib
-import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -73,6 +71,7 @@ def watch(
     """
     from flows.display import watched_line
     from flows.imports import read_mapping
+    from flows.stopping import pauses_until_stopped
     from flows.watch import FolderWatch
 
     resources, settings = open_resources()
@@ -80,7 +79,8 @@ def watch(
     watched = FolderWatch(resources, kind, folder, utc_now, read_mapping(mapping) if mapping else None, share)
     console = make_console()
     console.print(f"Watching {folder} for {kind}. Stop: Ctrl-C", style="dim", markup=False, highlight=False)
-    with contextlib.suppress(KeyboardInterrupt):
+    with pauses_until_stopped() as goes_on:
         while True:
             watched.look(lambda path, result: console.print(watched_line(path.name, result), soft_wrap=True))
-            time.sleep(interval)
+            if not goes_on(interval):
+                return

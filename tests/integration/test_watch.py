@@ -107,9 +107,12 @@ def test_the_command_watches_until_it_is_interrupted(folder, local_resources):
     environment = {**os.environ, "NEARLINE_HOME": str(local_resources.home), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout
-    with process.stdout:
+    try:
         lines = [process.stdout.readline(), process.stdout.readline()]
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
     assert "Watching" in lines[0]
     assert "a.csv: 1 rows, 1 taken" in lines[1]

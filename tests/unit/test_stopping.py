@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from flows.stopping import StopRequested, stop_on_signals
+from flows.stopping import StopRequested, pauses_until_stopped, stop_on_signals
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
 
@@ -74,3 +74,15 @@ def test_only_the_named_signals_are_taken():
 def test_errors_pass():
     with pytest.raises(KeyError), stop_on_signals():
         raise KeyError
+
+
+def test_a_signal_between_two_pauses_ends_the_next_one_and_interrupts_nothing() -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with pauses_until_stopped() as goes_on:
+        assert goes_on(0.01)
+        signal.raise_signal(signal.SIGINT)
+        assert not goes_on(60)
+        with pytest.raises(AssertionError, match="left the context"):
+            signal.raise_signal(signal.SIGINT)
+            goes_on(60)
+    assert signal.getsignal(signal.SIGINT) is handler
